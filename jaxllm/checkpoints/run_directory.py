@@ -1,0 +1,127 @@
+"""A run directory: self-describing, so that a later stage needs nothing but its path.
+
+`config.json` holds the resolved configuration and the versions of the libraries; the other
+files of the layout (docs/formats.md) are written by the rooms that own them.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxllm import config as configuration
+from jaxllm.errors import UserError
+
+# Groups and fields that a resumed run may change: they steer the run, not what it computes.
+FREE_ON_RESUME = ("steps", "log", "eval", "checkpoint", "mesh")
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+
+
+class RunDirectory:
+    """The paths of a run directory, and its configuration."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.md"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Writes `config.json`, or, in a directory that has one, checks that it agrees.
+
+        Raises:
+            UserError: the directory is of a run with another configuration (the difference is
+                shown), or something else stands there.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir={self.path}: is a file; give a directory.")
+        if self.config_path.exists():
+            self._check_unchanged(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_json(self.config_path, {"config": config, "versions": versions()})
+        except OSError as error:
+            raise UserError(f"--workdir={self.path}: cannot be written ({error}).") from None
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration of the run.
+
+        Raises:
+            UserError: this is no run directory.
+        """
+        try:
+            return json.loads(self.config_path.read_text(encoding="utf-8"))["config"]
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path}: is no run directory (it has no config.json); "
+                "give the --workdir of an earlier run."
+            ) from None
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"{self.config_path}: cannot be read ({error}).") from None
+
+    def write_summary(self, scores: Mapping[str, float]) -> None:
+        """Writes `summary.json`: final scores by flat name."""
+        self.write_json(self.summary, dict(scores))
+
+    @staticmethod
+    def write_json(path: Path, value: Any) -> None:
+        """Writes JSON so that a reader sees the old file or the new one, never a part."""
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(
+            json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        temporary.replace(path)
+
+    def _check_unchanged(self, config: Mapping[str, Any]) -> None:
+        before, now = configuration.flatten(self.config()), configuration.flatten(config)
+        changes = [
+            f"config.{path}: was {before.get(path)!r}, now {now.get(path)!r}"
+            for path in {**before, **now}
+            if before.get(path) != now.get(path) and path.split(".")[0] not in FREE_ON_RESUME
+        ]
+        if changes:
+            raise UserError(
+                f"--workdir={self.path} holds a run of another configuration "
+                f"({'; '.join(changes)}); give another --workdir, or the same configuration."
+            )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that results depend on."""
+    found = {"python": platform.python_version(), "jaxllm": _version("jaxllm")}
+    return found | {name: _version(name) for name in _LIBRARIES}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

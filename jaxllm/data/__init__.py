@@ -1,0 +1,1 @@
+"""Data: sources, the held-out split, the token store, rows and batches."""

@@ -1,0 +1,16 @@
+"""The two ways a run ends on purpose without finishing, each with its exit code."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: told in one line, without a traceback, exit code 2.
+
+    The message says what is wrong, where (a config field, a file and line) and what to do.
+    """
+
+    exit_code = 2
+
+
+class Preempted(Exception):
+    """The run was asked to stop, saved what could be saved, and wants to be run again: code 75."""
+
+    exit_code = 75

@@ -1,0 +1,57 @@
+"""The one entry: `python -m jaxllm.main --config=configs/STAGE.py[:PRESET] --workdir=DIR`.
+
+Any field is overridden by `--config.path.to.field=value`. Exit codes: 0 done; 2 the user's
+mistake, told in one line; 75 stopped by a signal after saving, to be run again; 1 anything else,
+with a traceback.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxllm import command_line
+from jaxllm import config as configuration
+from jaxllm.errors import Preempted, UserError
+from jaxllm.preemption import end_on_signals
+
+STAGES = {
+    "pretrain": ("jaxllm.stages.pretrain", "PretrainConfig"),
+    "generate": ("jaxllm.stages.generate", "GenerateConfig"),
+    "evaluate": ("jaxllm.stages.evaluate", "EvaluateConfig"),
+}
+"""Each stage's module, with its `run(config, workdir)`, and the dataclass of its configuration."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code; unexpected errors pass through."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\nStages: {', '.join(STAGES)}. Fields: docs/configuration.md.")
+        return 0
+    end_on_signals()
+    try:
+        run(*command_line.parse(arguments))
+    except (UserError, Preempted) as error:
+        print(f"jaxllm: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def run(config: configuration.ConfigDict, workdir: Path | None) -> None:
+    """Runs the stage that `config.stage` names.
+
+    Raises:
+        UserError: the configuration or the data is wrong.
+        Preempted: a signal came; what could be saved is saved.
+    """
+    stage = config.get("stage", "")
+    if stage not in STAGES:
+        raise UserError(f"config.stage: {stage!r} is unknown; stages are {', '.join(STAGES)}.")
+    module_name, config_name = STAGES[stage]
+    # Imported here, so that only the stage's own libraries are loaded.
+    module = importlib.import_module(module_name)
+    module.run(configuration.from_dict(getattr(module, config_name), config), workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The decoder: configuration, layers, parameters. A family is a configuration."""

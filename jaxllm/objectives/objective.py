@@ -1,0 +1,31 @@
+"""What an objective is: pure functions whose sums and weights are totalled by the loop."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float
+
+Params = Mapping[str, Any]
+Batch = Mapping[str, Array]
+Sums = dict[str, Float[Array, ""]]
+Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+
+
+class Objective(NamedTuple):
+    """A loss Σₜ coefficientₜ · sumₜ / weightₜ over named terms t.
+
+    The weights are totalled over the whole global batch first, and the sums are then
+    differentiated against those totals; so a result cannot depend on how the batch was split
+    over micro-batches or devices. For that, sums and weights must add up over rows: whatever
+    couples rows is computed where the batch is made.
+    """
+
+    coefficients: Mapping[str, float]
+    """Of each term in the loss."""
+    weights: Callable[[Batch], Sums]
+    """`weights(batch) -> {term: weight}`, from the batch alone."""
+    sums: Callable[[Params, Batch, Params, Array], tuple[Sums, Metrics]]
+    """`sums(params, batch, frozen, rng) -> ({term: sum}, {metric: (sum, weight)})`.
+
+    `params` is the trainable part, `frozen` the rest of the parameters (and, for some
+    objectives, other models); `rng` is the same for every micro-batch of a step."""

@@ -1,0 +1,1 @@
+"""Functions of arrays: attention, rotary positions, vocabulary log-probabilities, sampling."""

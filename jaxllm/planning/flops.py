@@ -1,0 +1,70 @@
+"""FLOPs of a decoder per token, counted one stated way, so that MFU figures compare.
+
+A multiply-add counts as two. Per token, in the forward pass:
+
+    matrices     2 · N
+    attention    2 · layers · seq_len · attention_width
+
+N is the number of elements of all matrices that a token is multiplied by: attention and MLP
+projections and the output matrix, also when it is tied to the input embedding. The lookup in the
+input embedding is no product and is left out, as are norms, biases, softmax and activations.
+
+Attention multiplies each query with each key, and each weight with each value: two products of
+2 · seq_len · attention_width each, hence 4 · seq_len · attention_width per layer when every
+position sees every other. A causal mask leaves half of that, which is what is counted, whether
+or not a kernel skips the other half. Shorter documents or windows are not deducted either: the
+count belongs to the model's shape, not to a batch.
+
+The backward pass costs twice the forward (gradients of inputs and of matrices), so training costs
+three times: 6 · N + 6 · layers · seq_len · attention_width. Rematerialisation is not counted,
+because MFU is about useful work. The rule is that of Kaplan et al. 2020 (arXiv:2001.08361) and of
+PaLM, appendix B (arXiv:2204.02311), except that the latter counts attention in full.
+"""
+
+import math
+
+from jaxllm import trees
+from jaxllm.models.config import TransformerConfig
+from jaxllm.models.transformer import param_shapes
+
+BACKWARD_PER_FORWARD = 2
+
+
+def forward_flops_per_token(
+    matrix_parameters: int, layers: int, attention_width: int, seq_len: int
+) -> float:
+    """FLOPs of one forward pass per token of a sequence of `seq_len` tokens.
+
+    Args:
+        matrix_parameters: N of the module docstring: elements of all matrices, the output matrix
+            included (also when tied), the input embedding not.
+        layers: number of layers with attention.
+        attention_width: query heads times head size; fewer key-value heads change nothing.
+        seq_len: length of the sequence, in tokens.
+    """
+    attention = 2.0 * layers * seq_len * attention_width
+    return 2.0 * matrix_parameters + attention
+
+
+def training_flops_per_token(
+    matrix_parameters: int, layers: int, attention_width: int, seq_len: int
+) -> float:
+    """FLOPs of forward and backward per token; arguments as in `forward_flops_per_token`."""
+    forward = forward_flops_per_token(matrix_parameters, layers, attention_width, seq_len)
+    return (1 + BACKWARD_PER_FORWARD) * forward
+
+
+def model_training_flops_per_token(model: TransformerConfig, seq_len: int) -> float:
+    """`training_flops_per_token` of a decoder."""
+    kernels = sum(
+        math.prod(leaf.shape)
+        for path, leaf in trees.leaves_with_paths(param_shapes(model))
+        if path.endswith("/kernel")
+    )
+    attention = [layer.attention for stack in model.stacks for layer in stack.unit * stack.repeats]
+    return training_flops_per_token(
+        kernels + model.vocab_size * model.width,
+        len(attention),
+        max(layer.heads * layer.head_dim for layer in attention),
+        seq_len,
+    )

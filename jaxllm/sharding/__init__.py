@@ -1,0 +1,1 @@
+"""Meshes, and rules by path that lay arrays out over them."""

@@ -1,0 +1,81 @@
+"""The `evaluate` stage: loss, perplexity and bits per byte of a run's model on text."""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import jax
+
+from jaxllm import config as configuration
+from jaxllm.checkpoints.load import LoadedModel, load_model
+from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.data.batches import EvalBatches
+from jaxllm.data.config import DataConfig
+from jaxllm.data.corpus import prepare_corpus, prepare_text
+from jaxllm.data.rows import PackedRows
+from jaxllm.data.store import TokenStore
+from jaxllm.errors import UserError
+from jaxllm.evaluation.loss import LossEvaluator, predicted_tokens, text_scores
+from jaxllm.objectives.next_token import NextTokenConfig, next_token
+from jaxllm.reporting.phases import Phases
+from jaxllm.reporting.tables import print_summary
+from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from jaxllm.tokenizers.config import TokenizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """A trained model measured on text."""
+
+    stage: str = "evaluate"
+    """Always `evaluate`."""
+    init: str = ""
+    """Run directory whose model is measured."""
+    data: DataConfig = DataConfig()
+    """Only `eval`, `seq_len` and how text is read matter here. Empty `data.eval`: the text that
+    the run held out, cut into rows as the run did."""
+    batch_size: int = 32
+    """Rows at once, over all devices."""
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError("batch_size: must be at least 1")
+
+
+def run(config: EvaluateConfig, workdir: Path | None) -> None:
+    """Prints the scores; with a work directory, writes `config.json` and `summary.json` too."""
+    if not config.init:
+        raise UserError("config.init: give the run directory of a trained model.")
+    source = RunDirectory(config.init)
+    trained_on = configuration.from_dict(DataConfig, source.config()["data"], "data")
+    data = config.data if config.data.eval else trained_on
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as scratch:
+        loaded = load_model(config.init, mesh)
+        phases = Phases()
+        if config.data.eval:
+            store = prepare_text(data, loaded.tokenizer, workdir or Path(scratch), phases)
+        else:
+            tokenizer = TokenizerConfig(path=str(source.tokenizer))
+            store = prepare_corpus(data, tokenizer, source.path, phases).eval
+        scores = _scores(config, loaded, store, data)
+    if workdir is not None:
+        directory = RunDirectory(workdir)
+        directory.begin(dataclasses.asdict(config))
+        directory.write_summary(scores)
+    print_summary(scores)
+
+
+def _scores(
+    config: EvaluateConfig, loaded: LoadedModel, store: TokenStore, data: DataConfig
+) -> dict[str, float]:
+    rows = PackedRows(store, data.seq_len, data.document_mask)
+    mesh = jax.sharding.get_mesh()
+    batches = EvalBatches(rows, config.batch_size, batch_sharding(mesh))
+    evaluate = LossEvaluator(next_token(loaded.model, NextTokenConfig()))
+    loss, _ = evaluate(loaded.params, {}, batches)["loss"]
+    return text_scores(loss, store) | {
+        "eval/tokens": float(predicted_tokens(store)),
+        "eval/bytes": float(store.num_bytes),
+    }

@@ -1,0 +1,76 @@
+"""Groups of fields that mean the same in every stage that has them."""
+
+import dataclasses
+
+from jaxllm.checkpoints.checkpointer import CheckpointConfig
+from jaxllm.inference.generate import Sampling
+from jaxllm.sharding.mesh import MeshConfig
+from jaxllm.training.config import TrainConfig
+from jaxllm.training.loop import EvalConfig
+from jaxllm.training.optimizer import OptimizerConfig
+from jaxllm.training.recorder import LogConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingFields:
+    """What to write, and how the next token is chosen."""
+
+    prompt: str = ""
+    """Text to continue; empty: the beginning of a document."""
+    max_new_tokens: int = 128
+    """Tokens to write at most."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token (greedy)."""
+    top_k: int = 0
+    """Choose among the k likeliest tokens only; 0: all."""
+    top_p: float = 1.0
+    """Choose among the fewest tokens whose probabilities sum to this (nucleus); 1: all."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError("max_new_tokens: must be at least 1")
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError("temperature, top_k, top_p: want >= 0, >= 0 and in (0, 1]")
+
+    def sampling(self) -> Sampling:
+        """These fields as the sampler takes them."""
+        return Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFields:
+    """What every stage that updates parameters has."""
+
+    seed: int = 0
+    """Of initialisation, of the order of rows, and of all that is drawn."""
+    steps: int = 1000
+    """Optimizer updates."""
+    init: str = ""
+    """Run directory to take parameters, model and tokenizer from; empty: begin at random."""
+    batch_size: int = 32
+    """Rows of an update, over all devices."""
+    micro_batch_size: int = 0
+    """Rows at once, to save memory; the result does not depend on it. 0: all."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, and was given {getattr(self, name)}")
+        if self.micro_batch_size < 0:
+            raise ValueError("micro_batch_size: must not be negative")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size: {self.micro_batch_size} does not divide "
+                f"batch_size {self.batch_size}"
+            )
+
+    @property
+    def micro_batches(self) -> int:
+        """Into how many parts the batch of an update is cut."""
+        return self.batch_size // (self.micro_batch_size or self.batch_size)

@@ -1,0 +1,132 @@
+"""What every training stage does alike: state, restore, step function, loop."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxllm import trees
+from jaxllm.checkpoints.checkpointer import Checkpointer
+from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.errors import UserError
+from jaxllm.objectives.objective import Objective, Params
+from jaxllm.planning.peaks import peak_flops
+from jaxllm.sharding.mesh import batch_shards
+from jaxllm.sharding.rules import Rules, with_shardings
+from jaxllm.stages.fields import TrainingFields
+from jaxllm.training.diagnose import first_non_finite
+from jaxllm.training.loop import Run, Source, checkpoint_items, train
+from jaxllm.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxllm.training.recorder import Recorder
+from jaxllm.training.state import TrainState
+from jaxllm.training.step import init_state, jit_step, make_train_step, state_shapes
+
+Evaluate = Callable[[int, TrainState, Params], dict[str, float]]
+
+
+def check_batch(config: TrainingFields, mesh: Mesh) -> None:
+    """Checks, before anything slow, that the mesh can divide the batch.
+
+    Raises:
+        UserError: it cannot.
+    """
+    shards = batch_shards(mesh)
+    rows = config.batch_size // config.micro_batches
+    if rows % shards:
+        field = "micro_batch_size" if config.micro_batches > 1 else "batch_size"
+        raise UserError(
+            f"config.{field}: {rows} rows cannot be divided over the {shards} devices along the "
+            f"mesh's data and fsdp axes; make it a multiple of {shards}."
+        )
+
+
+def is_finished(config: TrainingFields, run: RunDirectory) -> bool:
+    """Whether the run directory holds a run that has made its steps and told its scores."""
+    if not (run.summary.exists() and run.checkpoints.is_dir()):
+        return False
+    checkpointer = Checkpointer(run.checkpoints, config.checkpoint.keep, read_only=True)
+    steps = checkpointer.steps()
+    checkpointer.close()
+    return bool(steps) and steps[-1] >= config.steps
+
+
+def fit(
+    config: TrainingFields,
+    run: RunDirectory,
+    mesh: Mesh,
+    *,
+    objective: Objective,
+    initial_params: Callable[[], dict[str, Any]],
+    param_shapes: Params,
+    rules: Rules,
+    source: Source,
+    evaluate: Evaluate,
+    flops_per_token: float,
+) -> tuple[TrainState, Params, dict[str, float]]:
+    """Trains to the end, from the newest checkpoint of the run if it has one.
+
+    Args:
+        config: the fields that every training stage has.
+        run: where checkpoints and metrics go.
+        mesh: the devices; `jax.set_mesh` has been done.
+        objective: what is minimised.
+        initial_params: makes the parameters that training begins from, laid out over the mesh.
+        param_shapes: their shapes.
+        rules: how parameters lie on the mesh.
+        source: batches.
+        evaluate: `(step, state, frozen) -> scores`.
+        flops_per_token: for MFU.
+
+    Returns:
+        The last state, the parameters that were not trained, and what the loop measured.
+    """
+    optimizer = make_optimizer(config.optimizer)
+    state, frozen, checkpointer = None, None, Checkpointer(run.checkpoints, config.checkpoint.keep)
+    shapes = with_shardings(param_shapes, rules, mesh)
+    trainable_shapes, frozen_shapes = trees.split(shapes, config.train.trainable)
+    state_layout = state_shapes(trainable_shapes, optimizer, rules, mesh)
+    restored = checkpointer.restore(*checkpoint_items(state_layout, frozen_shapes))
+    if restored is None:
+        trainable, frozen = trees.split(initial_params(), config.train.trainable)
+        state = init_state(trainable, optimizer, state_layout)
+    else:
+        step, params, progress = restored
+        print(f"going on from step {step:,} of {config.steps:,}", file=sys.stderr)
+        trainable, frozen = trees.split(params, config.train.trainable)
+        state = TrainState(params=trainable, **progress)
+    step_function = make_train_step(
+        objective,
+        optimizer,
+        learning_rate_schedule(config.optimizer, config.steps),
+        micro_batches=config.micro_batches,
+        seed=config.seed,
+    )
+    recorder = Recorder(run, int(state.step), config.log, dataclasses.asdict(config))
+    peak = config.log.peak_tflops * 1e12 or peak_flops(mesh.devices.flat[0].device_kind)
+    loop = Run(
+        steps=config.steps,
+        step_function=jit_step(step_function, state_layout, mesh),
+        frozen=frozen,
+        source=source,
+        evaluate=lambda step, state: evaluate(step, state, frozen),
+        diagnose=lambda state, batch: first_non_finite(
+            objective, state.params, frozen, batch, jax.random.key(config.seed)
+        ),
+        recorder=recorder,
+        checkpointer=checkpointer,
+        log=config.log,
+        eval=config.eval,
+        checkpoint=config.checkpoint,
+        max_skipped=config.train.max_skipped,
+        flops_per_token=flops_per_token,
+        peak_flops=peak * mesh.size if peak else None,
+    )
+    try:
+        state, measured = train(loop, state)
+    finally:
+        recorder.close()
+        checkpointer.close()
+    return state, frozen, measured

@@ -1,0 +1,238 @@
+"""The `pretrain` stage: text in, trained decoder out."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxllm import trees
+from jaxllm.checkpoints.load import load_model, model_config_of
+from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.data.batches import BatchSource, EvalBatches, shuffled_rows
+from jaxllm.data.config import DataConfig
+from jaxllm.data.corpus import Corpus, prepare_corpus
+from jaxllm.data.rows import PackedRows
+from jaxllm.data.store import TokenStore
+from jaxllm.evaluation.loss import LossEvaluator, predicted_tokens, text_scores
+from jaxllm.evaluation.references import reference_scores
+from jaxllm.inference.generate import generate_text
+from jaxllm.models.config import ModelConfig, TransformerConfig
+from jaxllm.models.families import architecture
+from jaxllm.models.transformer import SHARDING_RULES, init_params, param_shapes
+from jaxllm.objectives.next_token import NextTokenConfig, next_token
+from jaxllm.objectives.objective import Objective, Params
+from jaxllm.planning.flops import model_training_flops_per_token
+from jaxllm.reporting.phases import Phases
+from jaxllm.reporting.report import write_report
+from jaxllm.reporting.samples import append_samples
+from jaxllm.reporting.tables import print_summary
+from jaxllm.sharding.mesh import batch_sharding, make_mesh
+from jaxllm.sharding.rules import shardings
+from jaxllm.stages.fields import SamplingFields, TrainingFields
+from jaxllm.stages.fit import check_batch, fit, is_finished
+from jaxllm.tokenizers.config import TokenizerConfig
+from jaxllm.training.state import TrainState
+
+# xz takes a second for 2 MB: beyond this, classical references are left out.
+_REFERENCE_BYTES = 64 * 2**20
+_SAMPLES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(TrainingFields, SamplingFields):
+    """A decoder trained on text from random parameters, or further from another run's."""
+
+    stage: str = "pretrain"
+    """Always `pretrain`."""
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    objective: NextTokenConfig = NextTokenConfig()
+    references: bool = True
+    """Whether to measure gzip, xz, unigram and bigram on the held-out text, to compare with."""
+
+    def __post_init__(self) -> None:
+        TrainingFields.__post_init__(self)
+        SamplingFields.__post_init__(self)
+
+
+def run(config: PretrainConfig, workdir: Path) -> None:
+    """Prepares text and tokenizer, trains, evaluates, and writes samples, report and summary."""
+    begin = time.monotonic()
+    directory = RunDirectory(workdir)
+    if config.init:
+        config = _continuing(config)
+    mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
+    directory.begin(dataclasses.asdict(config))
+    if is_finished(config, directory):
+        print(f"{workdir}: the run is finished; raise config.steps to train on.")
+        return
+    phases = Phases()
+    corpus = prepare_corpus(config.data, config.tokenizer, workdir, phases)
+    if not directory.tokenizer.exists():
+        corpus.tokenizer.save(directory.tokenizer)
+    model = architecture(config.model, corpus.tokenizer.vocab_size)
+    with jax.set_mesh(mesh):
+        scores = _train(config, directory, mesh, corpus, model)
+    scores |= _data_scores(corpus)
+    if config.references and corpus.eval.num_bytes <= _REFERENCE_BYTES:
+        scores |= _references(corpus)
+    scores["time/tokenizer"] = phases.seconds.get("train tokenizer", 0.0)
+    scores["time/tokenise"] = sum(
+        seconds for name, seconds in phases.seconds.items() if name.startswith("tokenise")
+    )
+    scores["time/total"] = time.monotonic() - begin
+    directory.write_summary(scores)
+    report = write_report(workdir)
+    print_summary(scores)
+    print(f"report: {report}")
+
+
+def _continuing(config: PretrainConfig) -> PretrainConfig:
+    """The configuration of a run that begins from another: its model and tokenizer are used."""
+    before = RunDirectory(config.init)
+    return dataclasses.replace(
+        config,
+        model=model_config_of(before),
+        tokenizer=dataclasses.replace(config.tokenizer, path=str(before.tokenizer)),
+    )
+
+
+def _train(
+    config: PretrainConfig,
+    directory: RunDirectory,
+    mesh: Mesh,
+    corpus: Corpus,
+    model: TransformerConfig,
+) -> dict[str, float]:
+    """Trains over the mesh in use; returns the final scores."""
+    shapes = param_shapes(model)
+    objective = next_token(model, config.objective)
+    rows = PackedRows(corpus.train, config.data.seq_len, config.data.document_mask)
+    source = BatchSource(shuffled_rows(rows, config.seed), config.batch_size, batch_sharding(mesh))
+    evaluation = _Evaluation(config, directory, mesh, corpus, model, objective)
+    try:
+        state, frozen, measured = fit(
+            config,
+            directory,
+            mesh,
+            objective=objective,
+            initial_params=_initial_params(config, model, shapes, mesh),
+            param_shapes=shapes,
+            rules=SHARDING_RULES,
+            source=source,
+            evaluate=evaluation,
+            flops_per_token=model_training_flops_per_token(model, config.data.seq_len),
+        )
+    finally:
+        source.close()
+    # A run restored at its last step has been evaluated in an earlier life of the process.
+    scores = evaluation.scores.get(config.steps) or evaluation(config.steps, state, frozen)
+    tokens_per_step = config.batch_size * config.data.seq_len
+    return scores | measured | {
+        "model/parameters": float(trees.size(shapes)),
+        "train/tokens": float(config.steps * tokens_per_step),
+        "train/skipped": float(state.skipped),
+    }
+
+
+class _Evaluation:
+    """Scores on held-out text, and samples, at a step of training."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        directory: RunDirectory,
+        mesh: Mesh,
+        corpus: Corpus,
+        model: TransformerConfig,
+        objective: Objective,
+    ) -> None:
+        self.scores: dict[int, dict[str, float]] = {}
+        """By step."""
+        self._config, self._directory, self._corpus, self._model = config, directory, corpus, model
+        self._rows = PackedRows(corpus.eval, config.data.seq_len, config.data.document_mask)
+        self._sharding = batch_sharding(mesh)
+        self._evaluate = LossEvaluator(objective)
+
+    def __call__(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]:
+        config = self._config
+        limit = 0 if step == config.steps else config.eval.max_batches
+        batches = EvalBatches(self._rows, config.batch_size, self._sharding, limit)
+        loss, _ = self._evaluate(state.params, frozen, batches)["loss"]
+        # Where only some batches are evaluated, all text is taken to have as many tokens a byte.
+        self.scores[step] = text_scores(loss, self._corpus.eval)
+        self._write_samples(step, trees.merge(state.params, frozen))
+        return self.scores[step]
+
+    def _write_samples(self, step: int, params: Params) -> None:
+        config = self._config
+        texts = generate_text(
+            self._model,
+            params,
+            self._corpus.tokenizer,
+            [config.prompt] * _SAMPLES,
+            config.sampling(),
+            config.seed,
+        )
+        append_samples(self._directory.samples, step, [(config.prompt, text) for text in texts])
+
+
+def _initial_params(
+    config: PretrainConfig, model: TransformerConfig, shapes: Params, mesh: Mesh
+) -> Callable[[], dict[str, Any]]:
+    """What makes the parameters that training begins from: random ones, or those of `init`."""
+    if config.init:
+        return lambda: load_model(config.init, mesh).params
+    layout = shardings(shapes, SHARDING_RULES, mesh)
+    key = jax.random.key(config.seed)
+    return lambda: jax.jit(lambda key: init_params(model, key), out_shardings=layout)(key)
+
+
+def _data_scores(corpus: Corpus) -> dict[str, float]:
+    return {
+        "data/train_documents": float(corpus.train.num_documents),
+        "data/train_bytes": float(corpus.train.num_bytes),
+        "data/train_tokens": float(corpus.train.num_tokens),
+        "data/eval_documents": float(corpus.eval.num_documents),
+        "data/eval_bytes": float(corpus.eval.num_bytes),
+        "data/bad_lines": float(corpus.bad_lines),
+        "eval/bytes": float(corpus.eval.num_bytes),
+        "eval/tokens": float(predicted_tokens(corpus.eval)),
+    }
+
+
+def _references(corpus: Corpus) -> dict[str, float]:
+    """What classical methods reach on the same held-out text, from the end of the training text."""
+    return reference_scores(
+        _tail(corpus.train_texts()),
+        "".join(corpus.eval_texts()).encode(),
+        _tokens(corpus.train),
+        _tokens(corpus.eval),
+        corpus.tokenizer.vocab_size,
+        ignore=corpus.tokenizer.bos_id,
+    )
+
+
+def _tail(texts: Iterable[str]) -> bytes:
+    """The last bytes of the texts, as many as a reference looks at."""
+    kept: collections.deque[bytes] = collections.deque()
+    size = 0
+    for text in texts:
+        kept.append(text.encode())
+        size += len(kept[-1])
+        while size - len(kept[0]) > _REFERENCE_BYTES:
+            size -= len(kept.popleft())
+    return b"".join(kept)
+
+
+def _tokens(store: TokenStore) -> np.ndarray:
+    """The tokens of a store's last shard: at most tens of millions."""
+    return np.asarray(store.tokens(len(store.shards) - 1))

@@ -1,0 +1,1 @@
+"""The one training loop, its state, optimizers, schedules and metrics."""

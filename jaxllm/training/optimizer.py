@@ -1,0 +1,121 @@
+"""The optimizer and the learning-rate schedules, both from Optax."""
+
+import dataclasses
+import re
+from typing import Any
+
+import optax
+
+from jaxllm import trees
+
+# Weight decay is for matrices; norm scales and biases are left alone.
+_DECAYED = r"(.*/)?(kernel|embedding|output)"
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters move."""
+
+    name: str = "adamw"
+    """`adamw` (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101)."""
+    learning_rate: float = 1e-3
+    """Peak of the schedule."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices, times the learning rate."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm; 0: never."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    schedule: str = "cosine"
+    """`cosine`, `linear`, `wsd` (warm-up, stable, decay) or `constant`."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly from 0."""
+    final_fraction: float = 0.1
+    """Share of the peak that `cosine`, `linear` and `wsd` end at."""
+    decay_fraction: float = 0.2
+    """Share of all steps over which `wsd` decays, linearly, at the end."""
+
+    def __post_init__(self) -> None:
+        if self.name != "adamw":
+            raise ValueError(f"name: must be adamw, and was given {self.name!r}")
+        if self.schedule not in _SCHEDULES:
+            raise ValueError(
+                f"schedule: must be one of {', '.join(_SCHEDULES)}, "
+                f"and was given {self.schedule!r}"
+            )
+        for name in ("learning_rate", "weight_decay", "clip_norm", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must not be negative")
+        for name in ("beta1", "beta2", "final_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: must be in [0, 1]")
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step, over a run of `steps` steps.
+
+    Every schedule warms up linearly, reaching the peak at step `warmup_steps`, and all but
+    `constant` end at `final_fraction` of the peak.
+    """
+    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
+    after_warmup = max(1, steps - config.warmup_steps)
+    rest = _SCHEDULES[config.schedule](config, peak, final, after_warmup, steps)
+    if not config.warmup_steps:
+        return rest
+    # From 1/(n+1) of the peak, so that the first step is not spent at rate 0.
+    warmup = optax.linear_schedule(
+        peak / (config.warmup_steps + 1), peak, config.warmup_steps
+    )
+    return optax.join_schedules([warmup, rest], [config.warmup_steps])
+
+
+def _cosine(
+    config: OptimizerConfig, peak: float, final: float, after_warmup: int, steps: int
+) -> optax.Schedule:
+    return optax.cosine_decay_schedule(peak, after_warmup, alpha=config.final_fraction)
+
+
+def _linear(
+    config: OptimizerConfig, peak: float, final: float, after_warmup: int, steps: int
+) -> optax.Schedule:
+    return optax.linear_schedule(peak, final, after_warmup)
+
+
+def _wsd(
+    config: OptimizerConfig, peak: float, final: float, after_warmup: int, steps: int
+) -> optax.Schedule:
+    """Warm-up, stable, decay (Hu et al. 2024, https://arxiv.org/abs/2404.06395)."""
+    decay = min(after_warmup, max(1, round(config.decay_fraction * steps)))
+    return optax.linear_schedule(peak, final, decay, transition_begin=after_warmup - decay)
+
+
+def _constant(
+    config: OptimizerConfig, peak: float, final: float, after_warmup: int, steps: int
+) -> optax.Schedule:
+    return optax.constant_schedule(peak)
+
+
+_SCHEDULES = {"cosine": _cosine, "linear": _linear, "wsd": _wsd, "constant": _constant}
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Gradients to the *direction* of the update; the step multiplies it by the learning rate.
+
+    The rate is kept out, so that it follows the state's step (which also counts skipped steps)
+    and can differ by path.
+    """
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+    )
+
+
+def decayed(params: trees.Tree) -> Any:
+    """The tree that says which parameters weight decay applies to: the matrices."""
+    return trees.map_with_paths(lambda path, _: bool(re.fullmatch(_DECAYED, path)), params)

@@ -1,0 +1,86 @@
+"""Where a run's scalars go: `metrics.jsonl`, TensorBoard, and Weights & Biases by option."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import tensorboardX
+
+from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.errors import UserError
+from jaxllm.reporting.metrics_file import MetricsFile, read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What is recorded, and how often."""
+
+    every: int = 10
+    """Steps between log points."""
+    wandb: str = ""
+    """Weights & Biases project to send scalars to; empty: none. Needs the extra `[wandb]`."""
+    peak_tflops: float = 0.0
+    """Peak of one device in TFLOP/s, for MFU; 0: as known for the device."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError("every: must be at least 1")
+        if self.peak_tflops < 0:
+            raise ValueError("peak_tflops: must not be negative")
+
+
+class Recorder:
+    """Writes the scalars of a run, from step `start` on; what was recorded after it is dropped.
+
+    Nothing here can end a run: a full disk costs log lines, with a warning.
+    """
+
+    def __init__(
+        self, run: RunDirectory, start: int, config: LogConfig, run_config: Mapping[str, Any]
+    ) -> None:
+        self._path = run.metrics
+        self._file = MetricsFile(run.metrics)
+        self._file.truncate_after(start)
+        # purge_step makes TensorBoard drop what an earlier life of the run wrote after `start`.
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(run.tensorboard), purge_step=start + 1, flush_secs=10
+        )
+        self._wandb = _start_wandb(config.wandb, run, run_config) if config.wandb else None
+
+    def record(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:
+        """Records scalars by name at `step`; `seconds` since the run (in this life) began."""
+        self._file.append(step, seconds, scalars)
+        try:
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(name, value, step)
+        except OSError:
+            pass  # the metrics file has warned of the full disk
+        if self._wandb is not None:
+            self._wandb.log(dict(scalars), step=step)
+
+    def history(self) -> list[dict[str, Any]]:
+        """All lines of `metrics.jsonl` so far."""
+        return read_metrics(self._path)
+
+    def close(self) -> None:
+        """Flushes and ends the writers."""
+        try:
+            self._tensorboard.close()
+        except OSError:
+            pass
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(project: str, run: RunDirectory, run_config: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            "config.log.wandb: Weights & Biases is not installed; pip install 'jaxllm[wandb]'."
+        ) from None
+    name = run.path.resolve().name
+    # A stable id, so that a resumed run continues its curves.
+    return wandb.init(
+        project=project, name=name, id=name, resume="allow", dir=run.path, config=dict(run_config)
+    )

@@ -1,0 +1,171 @@
+"""The whole preparation: made once, reused when nothing changed, made again when something did."""
+
+import dataclasses
+import itertools
+import json
+import random
+
+import numpy as np
+import pytest
+
+from jaxllm.data.config import DataConfig
+from jaxllm.data.corpus import prepare_corpus
+from jaxllm.errors import UserError
+from jaxllm.tokenizers.config import TokenizerConfig
+
+TOKENIZER = TokenizerConfig(vocab_size=320)
+WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrs"]
+
+
+def write_corpus(path, count=80, seed=0):
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices(WORDS, k=40)) for _ in range(count)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return texts
+
+
+@pytest.fixture
+def texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_corpus(tmp_path / "a.jsonl")
+
+
+class Phases(list):
+    """The phases that were worked through, and a check of what is reported of them."""
+
+    def __call__(self, phase, done, total):
+        if phase not in self:
+            assert done == 0
+            self.append(phase)
+        assert total == 0 or done <= total
+        self.last = (done, total)
+
+
+def prepare(work_dir, tokenizer=TOKENIZER, **options):
+    phases = Phases()
+    data = DataConfig(**{"train": "a.jsonl", "eval_fraction": 0.2, **options})
+    return prepare_corpus(data, tokenizer, work_dir, phases), phases
+
+
+def documents(corpus, store):
+    parts = [np.split(store.tokens(n), store.offsets(n)[1:-1]) for n in range(len(store.shards))]
+    return [corpus.tokenizer.decode(part.tolist()) for part in itertools.chain(*parts)]
+
+
+ALL_PHASES = ["read", "train tokenizer", "tokenise train", "tokenise eval"]
+
+
+def test_every_text_is_on_one_side_and_in_order(texts, tmp_path):
+    corpus, phases = prepare(tmp_path / "run")
+    assert phases == ALL_PHASES
+    assert phases.last == (corpus.eval.num_bytes,) * 2
+    train, evaluation = list(corpus.train_texts()), list(corpus.eval_texts())
+    assert sorted(train + evaluation) == sorted(texts)
+    assert [text for text in texts if text in set(train)] == train
+    assert documents(corpus, corpus.train) == train
+    assert documents(corpus, corpus.eval) == evaluation
+    assert corpus.eval.num_bytes == sum(len(text.encode()) for text in evaluation)
+    assert 4 < len(evaluation) < 32
+    assert corpus.bad_lines == 0
+
+
+def test_a_second_call_reads_no_text(texts, tmp_path):
+    first, _ = prepare(tmp_path / "run")
+    second, phases = prepare(tmp_path / "run")
+    assert phases == []
+    assert (second.train, second.eval) == (first.train, first.eval)
+    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
+    assert list(second.eval_texts()) == list(first.eval_texts())
+
+
+def test_what_depends_on_a_change_is_made_again(texts, tmp_path):
+    prepare(tmp_path / "run")
+    _, phases = prepare(tmp_path / "run", tokenizer=TokenizerConfig(vocab_size=300))
+    assert phases == ALL_PHASES[1:]
+    _, phases = prepare(tmp_path / "run", eval_fraction=0.3)
+    assert phases == ALL_PHASES
+    write_corpus(tmp_path / "a.jsonl", 90)
+    corpus, phases = prepare(tmp_path / "run", eval_fraction=0.3)
+    assert phases == ALL_PHASES
+    assert corpus.train.num_documents + corpus.eval.num_documents == 90
+
+
+def test_a_store_of_another_fingerprint_is_made_again(texts, tmp_path):
+    corpus, _ = prepare(tmp_path / "run")
+    manifest = corpus.eval.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(corpus.eval.fingerprint, "other"))
+    again, phases = prepare(tmp_path / "run")
+    assert phases == ["tokenise eval"]
+    assert again.eval == corpus.eval
+
+
+def test_a_shared_store_is_used_by_another_run(texts, tmp_path):
+    prepare(tmp_path / "one", store="shared")
+    _, phases = prepare(tmp_path / "two", store="shared")
+    assert phases == ["train tokenizer"]
+    assert not (tmp_path / "one" / "store").exists()
+
+
+def test_the_tokenizer_is_trained_on_the_training_side_alone(texts, tmp_path):
+    first, _ = prepare(tmp_path / "one", eval="b.txt" if write_eval(tmp_path, "zeta") else "")
+    write_eval(tmp_path, "omega")
+    second, _ = prepare(tmp_path / "two", eval="b.txt")
+    assert first.tokenizer.fingerprint == second.tokenizer.fingerprint
+
+
+def write_eval(folder, word):
+    return (folder / "b.txt").write_text(f"{word} " * 500)
+
+
+def test_a_source_of_held_out_text_leaves_all_of_the_training_text(texts, tmp_path):
+    write_eval(tmp_path, "omega")
+    corpus, _ = prepare(tmp_path / "run", eval="b.txt")
+    assert list(corpus.train_texts()) == texts
+    assert list(corpus.eval_texts()) == ["omega " * 500]
+    assert documents(corpus, corpus.train) == texts
+
+
+def test_a_saved_tokenizer_is_used_as_it_is(texts, tmp_path):
+    first, _ = prepare(tmp_path / "one")
+    config = dataclasses.replace(TOKENIZER, path=str(tmp_path / "one" / "tokenizer"))
+    second, phases = prepare(tmp_path / "two", tokenizer=config)
+    assert "train tokenizer" not in phases
+    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
+    with pytest.raises(UserError, match=r"config\.tokenizer\.path: nowhere"):
+        prepare(tmp_path / "two", tokenizer=dataclasses.replace(TOKENIZER, path="nowhere"))
+
+
+@pytest.mark.parametrize("missing", ["eval", "manifest.json", "held_out.npy", "trained_from.json"])
+def test_a_half_made_preparation_is_finished_to_the_same_end(texts, tmp_path, missing):
+    whole, _ = prepare(tmp_path / "run")
+    for path in sorted((tmp_path / "run").rglob(missing)):
+        if path.is_dir():
+            path.rename(path.with_name(f"{path.name}.unfinished"))
+        else:
+            path.unlink()
+    again, phases = prepare(tmp_path / "run")
+    assert phases
+    assert (again.train, again.eval) == (whole.train, whole.eval)
+    np.testing.assert_array_equal(again.split.held_out, whole.split.held_out)
+    assert not list((tmp_path / "run").rglob("*.unfinished"))
+
+
+def test_bad_lines_are_counted_and_listed_also_when_nothing_is_read_again(texts, tmp_path):
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write("broken\n")
+    with pytest.raises(UserError, match=r"1 of the 81 lines"):
+        prepare(tmp_path / "one", store="shared")
+    for run in ("one", "one", "two"):
+        corpus, _ = prepare(tmp_path / run, store="shared", max_bad_fraction=0.02)
+        assert corpus.bad_lines == 1
+        assert corpus.train.num_documents + corpus.eval.num_documents == 80
+        listed = json.loads((tmp_path / run / "rejected.jsonl").read_text())
+        assert (listed["file"], listed["line"]) == ("a.jsonl", 81)
+
+
+def test_no_text_is_told(texts, tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match=r"config\.data\.train: there is no text in empty\.jsonl"):
+        prepare(tmp_path / "run", train="empty.jsonl")
+    with pytest.raises(UserError, match=r"config\.data\.eval: there is no text in empty\.jsonl"):
+        prepare(tmp_path / "run", eval="empty.jsonl")

@@ -1,0 +1,98 @@
+"""The held-out split: by group, stable, and with near-identical documents on one side."""
+
+import random
+
+import numpy as np
+import pytest
+
+from jaxllm.data.documents import Document
+from jaxllm.data.split import held_out
+from jaxllm.errors import UserError
+
+WORDS = [f"word{number}" for number in range(5000)]
+
+
+def passage(seed, length=200):
+    return random.Random(seed).choices(WORDS, k=length)
+
+
+def document(words, group):
+    return Document(" ".join(words), group, "test")
+
+
+def independent(count):
+    return [document(passage(seed), f"g{seed}") for seed in range(count)]
+
+
+def test_about_the_share_asked_for_is_held_out():
+    sides = held_out(independent(1000), 0.2)
+    assert 0.16 < sides.mean() < 0.24
+
+
+def test_a_document_stays_on_its_side_whatever_else_there_is():
+    documents = independent(300)
+    sides = held_out(documents, 0.3)
+    order = np.random.default_rng(0).permutation(300)[:200]
+    np.testing.assert_array_equal(held_out([documents[i] for i in order], 0.3), sides[order])
+
+
+def test_a_larger_share_holds_out_more_of_the_same():
+    documents = independent(300)
+    few, many = held_out(documents, 0.1), held_out(documents, 0.3)
+    assert few.sum() < many.sum()
+    assert not (few & ~many).any()
+
+
+def test_a_group_is_on_one_side():
+    documents = [document(passage(seed), f"g{seed % 40}") for seed in range(400)]
+    sides = held_out(documents, 0.3)
+    for group in range(40):
+        assert len(set(sides[group::40])) == 1
+
+
+@pytest.mark.parametrize("length", [3, 60, 200, 3000])
+def test_planted_near_copies_are_on_one_side(length):
+    rng = random.Random(length)
+    documents = []
+    for seed in range(150):
+        original = passage(seed, length)
+        copy = list(original)
+        for _ in range(length // 100):  # replaces 1 % of words, 5 shingles each: J ≈ 0.9
+            copy[rng.randrange(length)] = rng.choice(WORDS)
+        documents += [document(original, f"a{seed}"), document(copy, f"b{seed}")]
+    rng.shuffle(documents)
+    sides = {d.group: side for d, side in zip(documents, held_out(documents, 0.5), strict=True)}
+    apart = sum(sides[f"a{seed}"] != sides[f"b{seed}"] for seed in range(150))
+    assert apart == 0
+    assert 30 < sum(sides.values()) < 270
+
+
+def test_near_copies_of_text_written_without_spaces_are_found():
+    rng = random.Random(0)
+    documents = []
+    for seed in range(100):
+        characters = [chr(rng.randrange(0x4E00, 0x9000)) for _ in range(300)]
+        documents.append(Document("".join(characters), f"a{seed}", "test"))
+        characters[150] = "改"
+        documents.append(Document("".join(characters), f"b{seed}", "test"))
+    sides = held_out(documents, 0.5)
+    np.testing.assert_array_equal(sides[::2], sides[1::2])
+    assert 20 < sides[::2].sum() < 80
+
+
+def test_unrelated_documents_are_not_joined():
+    header = [f"licence{number}" for number in range(40)]  # a fifth of the text in common
+    documents = [document([*header, *passage(seed)], f"g{seed}") for seed in range(400)]
+    assert 0.4 < held_out(documents, 0.5).mean() < 0.6
+
+
+def test_both_sides_get_something():
+    for seed in range(20):
+        documents = [document(passage(100 * seed + n), f"{seed}-{n}") for n in range(2)]
+        for fraction in (0.001, 0.999):
+            assert sorted(held_out(documents, fraction)) == [False, True]
+
+
+def test_one_cluster_cannot_be_divided():
+    with pytest.raises(UserError, match=r"config\.data\.eval"):
+        held_out([document(passage(0), "a"), document(passage(0), "b")], 0.5)

@@ -1,0 +1,37 @@
+"""Atomic writing leaves the old file or the new one."""
+
+import os
+
+import pytest
+
+from jaxllm.reporting.files import write_atomically
+
+
+def test_replaces_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "report.html"
+    write_atomically(path, "old")
+    write_atomically(path, "new\r\n中文")
+    assert path.read_bytes() == "new\r\n中文".encode()
+    assert os.listdir(tmp_path) == ["report.html"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    write_atomically(path, "old")
+
+    def fails(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["report.html"]
+
+
+def test_others_may_read_as_the_umask_says(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_atomically(tmp_path / "a", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
