@@ -54,11 +54,12 @@ def load_config(argument: str) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = _get_config(module.get_config, path, preset)
-    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
-        # A ConfigDict refuses an unknown field or a wrong type with one of these.
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-        place = f"{path}:{lines[-1]}" if lines else path
-        raise UserError(f"{place}: {' '.join(str(error).split())}") from None
+    except UserError:
+        raise
+    except Exception as error:
+        # A ConfigDict refuses an unknown field or a wrong type; and the file may be wrong in any
+        # way that Python can be.
+        raise UserError(f"{path}{_line(error, spec.origin)}: {_reason(error)}") from None
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() must return an ml_collections.ConfigDict.")
     return config
@@ -83,6 +84,24 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
     argv = ["", *arguments]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     _parse(values, arguments)
+
+
+def _line(error: Exception, path: str | None) -> str:
+    """`:LINE` of the configuration file that an error comes from, if it can be told."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return f":{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    return f":{lines[-1]}" if lines else ""
+
+
+def _reason(error: Exception) -> str:
+    """One line that says what is wrong."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg}"
+    # What a ConfigDict says is whole sentences; of others, the type is half of what they say.
+    kind = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
+    return f"{kind}{' '.join(str(error).split())}"
 
 
 def _get_config(get_config: Callable[..., ConfigDict], path: str, preset: str) -> ConfigDict:

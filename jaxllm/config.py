@@ -27,7 +27,7 @@ def config_dict(config: Any) -> ConfigDict:
     return ConfigDict(dataclasses.asdict(config))
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+def from_dict(cls: type[T], values: Mapping[str, Any] | ConfigDict, path: str = "") -> T:
     """Builds the frozen dataclass `cls` from nested mappings and checks it.
 
     Args:
@@ -62,7 +62,7 @@ def unknown_field(path: str, known: list[str]) -> str:
     return f"config.{path}: there is no such field; {hint}"
 
 
-def flatten(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any] | ConfigDict, path: str = "") -> dict[str, Any]:
     """Nested mappings as one flat dict from dotted path to value."""
     flat = {}
     for name, value in values.items():

@@ -10,7 +10,11 @@ class UserError(Exception):
     exit_code = 2
 
 
-class Preempted(Exception):
-    """The run was asked to stop, saved what could be saved, and wants to be run again: code 75."""
+class Preempted(BaseException):
+    """The run was asked to stop, saved what could be saved, and wants to be run again: code 75.
+
+    Like `KeyboardInterrupt` it may be raised at any line, by a signal, and is no `Exception`: what
+    survives a damaged checkpoint or a full disk must not take it for one.
+    """
 
     exit_code = 75

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from jaxllm import command_line
 from jaxllm import config as configuration
 from jaxllm.errors import Preempted, UserError
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(config: configuration.ConfigDict, workdir: Path | None) -> None:
+def run(config: ConfigDict, workdir: Path | None) -> None:
     """Runs the stage that `config.stage` names.
 
     Raises:

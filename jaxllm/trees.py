@@ -35,9 +35,7 @@ def map_with_paths(function: Callable[[str, Any], T], tree: Tree, prefix: str = 
     for name, value in tree.items():
         path = f"{prefix}/{name}" if prefix else name
         mapping = isinstance(value, Mapping)
-        result[name] = (
-            map_with_paths(function, value, path) if mapping else function(path, value)
-        )
+        result[name] = map_with_paths(function, value, path) if mapping else function(path, value)
     return result
 
 

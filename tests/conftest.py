@@ -1,5 +1,6 @@
 """What all tests share: eight simulated devices, and runtime checking of shapes and types."""
 
+import functools
 import os
 
 # Before JAX is imported. Simulated devices share few cores: without NPROC their rendezvous can
@@ -14,3 +15,73 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # Every annotation of jaxllm is checked at run time, array shapes and dtypes included.
 install_import_hook("jaxllm", "beartype.beartype")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from jaxllm import trees  # noqa: E402
+from jaxllm.models.config import ModelConfig, TransformerConfig  # noqa: E402
+from jaxllm.models.families import architecture  # noqa: E402
+from jaxllm.models.transformer import init_params  # noqa: E402
+
+_TINY = {"layers": 3, "width": 16, "heads": 4, "kv_heads": 2, "mlp_width": 32, "dtype": "float32"}
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """Makes the architecture of a decoder that compiles in a second; options change it."""
+
+    def make(vocab_size: int = 50, **options) -> TransformerConfig:
+        return architecture(ModelConfig(**_TINY | options), vocab_size)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_params():
+    """Makes random parameters of an architecture, the matrices larger than at initialisation.
+
+    At the initial scale every layer is nearly the identity, and a fault in one of them could
+    hide below a test's tolerance.
+    """
+
+    @functools.cache
+    def make(model: TransformerConfig, seed: int = 0, scale: float = 3.0) -> dict:
+        def enlarged(key: jax.Array) -> dict:
+            return trees.map_with_paths(
+                lambda path, leaf: leaf if path.endswith("scale") else leaf * scale,
+                init_params(model, key),
+            )
+
+        return jax.jit(enlarged)(jax.random.key(seed))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def packed_rows():
+    """Makes one row a list of document lengths: tokens, targets, positions, segments, weights.
+
+    A document of n tokens has n - 1 targets; what is left of the row is padding.
+    """
+
+    def make(rows: list[list[int]], seq: int, vocab_size: int = 50, seed: int = 0) -> dict:
+        rng = np.random.default_rng(seed)
+        names = ("tokens", "targets", "positions", "segment_ids")
+        batch = {name: np.zeros((len(rows), seq), np.int32) for name in names}
+        batch["loss_weights"] = np.zeros((len(rows), seq), np.float32)
+        for row, lengths in enumerate(rows):
+            begin = 0
+            for segment, length in enumerate(lengths, start=1):
+                here = (row, slice(begin, begin + length))
+                tokens = rng.integers(0, vocab_size, length)
+                batch["tokens"][here] = tokens
+                batch["targets"][here] = np.append(tokens[1:], 0)
+                batch["positions"][here] = np.arange(length)
+                batch["segment_ids"][here] = segment
+                batch["loss_weights"][row, begin : begin + length - 1] = 1
+                begin += length
+        return batch
+
+    return make

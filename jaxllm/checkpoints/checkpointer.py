@@ -18,8 +18,10 @@ import orbax.checkpoint as ocp
 
 from jaxllm.errors import UserError
 
-# What Orbax says of each save would drown the progress line.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# What Orbax says of each save would drown the progress line; it shares absl's logger with others.
+logging.getLogger("absl").addFilter(
+    lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,5 +194,7 @@ class Checkpointer:
 
     def _set_aside(self, step: int) -> None:
         """Renames a broken checkpoint, so that its step can be saved again and nothing is lost."""
-        (self._directory / str(step)).rename(self._directory / f"broken-{step}")
+        names = (f"broken-{step}", *(f"broken-{step}-{number}" for number in range(2, 100)))
+        free = next(name for name in names if not (self._directory / name).exists())
+        (self._directory / str(step)).rename(self._directory / free)
         self._manager.reload()

@@ -6,7 +6,6 @@ files of the layout (docs/formats.md) are written by the rooms that own them.
 
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from jaxllm import config as configuration
 from jaxllm.errors import UserError
+from jaxllm.files import write_json
 
 # Groups and fields that a resumed run may change: they steer the run, not what it computes.
 FREE_ON_RESUME = ("steps", "log", "eval", "checkpoint", "mesh")
@@ -54,8 +54,8 @@ class RunDirectory:
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
-    def begin(self, config: Mapping[str, Any]) -> None:
-        """Writes `config.json`, or, in a directory that has one, checks that it agrees.
+    def open(self, config: Mapping[str, Any]) -> None:
+        """Makes the directory; in one that holds a run, checks that the configuration agrees.
 
         Raises:
             UserError: the directory is of a run with another configuration (the difference is
@@ -67,9 +67,19 @@ class RunDirectory:
             self._check_unchanged(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_json(self.config_path, {"config": config, "versions": versions()})
         except OSError as error:
-            raise UserError(f"--workdir={self.path}: cannot be written ({error}).") from None
+            raise self._unwritable(error) from None
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Writes `config.json`, after `open`: from here on the directory belongs to this run.
+
+        To be called once the data is found good, so that a mistake there can be mended without
+        another directory.
+        """
+        try:
+            write_json(self.config_path, {"config": config, "versions": versions()})
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration of the run.
@@ -78,27 +88,24 @@ class RunDirectory:
             UserError: this is no run directory.
         """
         try:
-            return json.loads(self.config_path.read_text(encoding="utf-8"))["config"]
+            config = json.loads(self.config_path.read_text(encoding="utf-8"))["config"]
         except FileNotFoundError:
             raise UserError(
                 f"{self.path}: is no run directory (it has no config.json); "
                 "give the --workdir of an earlier run."
             ) from None
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(f"{self.config_path}: cannot be read ({error}).") from None
+        if not isinstance(config, dict):
+            raise UserError(f"{self.config_path}: cannot be read (its config is no object).")
+        return config
 
     def write_summary(self, scores: Mapping[str, float]) -> None:
         """Writes `summary.json`: final scores by flat name."""
-        self.write_json(self.summary, dict(scores))
+        write_json(self.summary, dict(scores))
 
-    @staticmethod
-    def write_json(path: Path, value: Any) -> None:
-        """Writes JSON so that a reader sees the old file or the new one, never a part."""
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(
-            json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        temporary.replace(path)
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"--workdir={self.path}: cannot be written ({error.strerror}).")
 
     def _check_unchanged(self, config: Mapping[str, Any]) -> None:
         before, now = configuration.flatten(self.config()), configuration.flatten(config)

@@ -28,7 +28,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.train.strip(", "):
-            raise ValueError("train: names no source")
+            raise ValueError("train: names no text; give some, as in --config.data.train=my.jsonl")
         if not 0 < self.eval_fraction < 1:
             raise ValueError(f"eval_fraction: must be between 0 and 1; was {self.eval_fraction}")
         if not 0 <= self.max_bad_fraction <= 1:

@@ -11,7 +11,6 @@ Under the store's folder lie, each under the fingerprint of all that it depends 
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from jaxllm.data.sources import parse_sources
 from jaxllm.data.split import SPLIT_VERSION, held_out
 from jaxllm.data.store import FORMAT_VERSION, TokenStore, write_store
 from jaxllm.errors import UserError
+from jaxllm.files import write_json
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from jaxllm.tokenizers.training import train_tokenizer
@@ -218,7 +218,7 @@ def _split_documents(
         if rejected.bad:
             shutil.copyfile(rejected.path, folder / REJECTED_FILE)
         np.save(folder / _HELD_OUT_FILE, sides)
-        _write_json(folder / _DOCUMENTS_FILE, counts)  # last: it says that the rest is whole
+        write_json(folder / _DOCUMENTS_FILE, counts)  # last: it says that the rest is whole
     # Held-out sources come first, so that reading them again ends before the training text.
     return SplitDocuments(fingerprint, (*evaluation, *train), sides, **counts)
 
@@ -270,7 +270,7 @@ def _tokenizer(
     meter.finish()
     record.unlink(missing_ok=True)  # no record while the folder changes
     tokenizer.save(folder)
-    _write_json(record, wanted)
+    write_json(record, wanted)
     return tokenizer
 
 
@@ -308,10 +308,3 @@ class _Meter:
 
 def _hash(*values: Any) -> str:
     return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Writes a file that appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(value) + "\n")
-    os.replace(unfinished, path)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxllm.models.config import TransformerConfig
-from jaxllm.models.transformer import Transformer, empty_cache, output_matrix
+from jaxllm.models.transformer import Cache, Transformer, empty_cache, output_matrix
 from jaxllm.objectives.objective import Params
 from jaxllm.ops.sampling import sample
 from jaxllm.ops.vocabulary import logits
@@ -86,10 +86,14 @@ def generate(
     batch, prompt = prompts.shape
     cache = empty_cache(model, batch, prompt + max_new_tokens)
     positions = jnp.broadcast_to(jnp.arange(prompt), (batch, prompt))
-    decoder = Transformer(model)
-    hidden, cache = decoder.apply(
-        {"params": params}, prompts, positions, jnp.ones_like(prompts), cache
-    )
+
+    def decode(
+        tokens: Int[Array, "batch seq"], positions: Int[Array, "batch seq"], cache: Cache
+    ) -> tuple[Float[Array, "batch seq embed"], Cache]:
+        one_segment = jnp.ones_like(tokens)
+        return Transformer(model).apply({"params": params}, tokens, positions, one_segment, cache)  # type: ignore[return-value]
+
+    hidden, cache = decode(prompts, positions, cache)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     matrix = output_matrix(params)
 
@@ -112,9 +116,7 @@ def generate(
         index, tokens, cache = loop
         previous = tokens[:, index - 1]
         position = (lengths + index - 1)[:, None]
-        hidden, cache = decoder.apply(
-            {"params": params}, previous[:, None], position, jnp.ones_like(position), cache
-        )
+        hidden, cache = decode(previous[:, None], position, cache)
         token = choose(index, hidden, previous == eos_id)
         return index + 1, tokens.at[:, index].set(token), cache
 

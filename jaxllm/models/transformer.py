@@ -86,9 +86,7 @@ class Transformer(nn.Module):
             "embedding", nn.initializers.normal(0.02), (config.vocab_size, config.width)
         )
         if not config.tied:
-            self.param(
-                "output", nn.initializers.normal(0.02), (config.width, config.vocab_size)
-            )
+            self.param("output", nn.initializers.normal(0.02), (config.width, config.vocab_size))
         x = jnp.take(embedding, tokens, axis=0).astype(config.dtype)
         x = constrain(x, BATCH_AXES)
         context = Context(positions, segment_ids)

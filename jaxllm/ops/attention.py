@@ -64,9 +64,9 @@ def _xla(
     batch, seq, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     grouped = query.reshape(batch, seq, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum(
-        "bskgd,btkd->bkgst", grouped, key, preferred_element_type=jnp.float32
-    ) * (head_dim**-0.5)
+    scores = jnp.einsum("bskgd,btkd->bkgst", grouped, key, preferred_element_type=jnp.float32) * (
+        head_dim**-0.5
+    )
     scores = jnp.where(mask[:, None, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     mixed = jnp.einsum("bkgst,btkd->bskgd", weights, value)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from absl import logging
 
-from jaxllm.reporting.files import write_atomically
+from jaxllm.files import write_atomically
 from jaxllm.reporting.quantities import Number
 
 

@@ -19,8 +19,9 @@ class Phases:
         if name != self._name:
             self.close()
             self._name, self._line, self._begin = name, ProgressLine(name), time.monotonic()
-        if self._line is not None:
-            self._line.update(done, total)
+        if self._line is None:
+            return
+        self._line.update(done, total)
         if total and done >= total:
             self.close()
 
@@ -29,4 +30,4 @@ class Phases:
         if self._line is not None:
             self._line.close()
             self.seconds[self._name] = time.monotonic() - self._begin
-        self._name, self._line = "", None
+        self._line = None

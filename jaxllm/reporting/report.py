@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from jaxllm.config import flatten
 from jaxllm.errors import UserError
+from jaxllm.files import write_atomically
 from jaxllm.reporting import quantities, scores
-from jaxllm.reporting.files import write_atomically
 from jaxllm.reporting.metrics_file import read_metrics
 from jaxllm.reporting.plots import training_charts
 from jaxllm.reporting.samples import Sample, read_samples

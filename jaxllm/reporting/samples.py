@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from jaxllm.reporting.files import write_atomically
+from jaxllm.files import write_atomically
 
 _HEADING = re.compile(r"## step (\d+)")
 _PROMPT = re.compile(r"\*\*prompt\*\* (?P<mark>`+) ?(?P<json>\".*\") ?(?P=mark)")

@@ -48,6 +48,9 @@ def run(config: EvaluateConfig, workdir: Path | None) -> None:
     if not config.init:
         raise UserError("config.init: give the run directory of a trained model.")
     source = RunDirectory(config.init)
+    directory = None if workdir is None else RunDirectory(workdir)
+    if directory is not None:
+        directory.open(dataclasses.asdict(config))
     trained_on = configuration.from_dict(DataConfig, source.config()["data"], "data")
     data = config.data if config.data.eval else trained_on
     mesh = make_mesh(config.mesh)
@@ -60,8 +63,7 @@ def run(config: EvaluateConfig, workdir: Path | None) -> None:
             tokenizer = TokenizerConfig(path=str(source.tokenizer))
             store = prepare_corpus(data, tokenizer, source.path, phases).eval
         scores = _scores(config, loaded, store, data)
-    if workdir is not None:
-        directory = RunDirectory(workdir)
+    if directory is not None:
         directory.begin(dataclasses.asdict(config))
         directory.write_summary(scores)
     print_summary(scores)

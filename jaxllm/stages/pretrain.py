@@ -19,6 +19,7 @@ from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, prepare_corpus
 from jaxllm.data.rows import PackedRows
 from jaxllm.data.store import TokenStore
+from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator, predicted_tokens, text_scores
 from jaxllm.evaluation.references import reference_scores
 from jaxllm.inference.generate import generate_text
@@ -62,21 +63,24 @@ class PretrainConfig(TrainingFields, SamplingFields):
         SamplingFields.__post_init__(self)
 
 
-def run(config: PretrainConfig, workdir: Path) -> None:
+def run(config: PretrainConfig, workdir: Path | None) -> None:
     """Prepares text and tokenizer, trains, evaluates, and writes samples, report and summary."""
     begin = time.monotonic()
+    if workdir is None:
+        raise UserError("--workdir is missing: give the directory that the run is to be kept in.")
     directory = RunDirectory(workdir)
     if config.init:
         config = _continuing(config)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    directory.begin(dataclasses.asdict(config))
+    directory.open(dataclasses.asdict(config))
     if is_finished(config, directory):
         print(f"{workdir}: the run is finished; raise config.steps to train on.")
         return
     phases = Phases()
     corpus = prepare_corpus(config.data, config.tokenizer, workdir, phases)
-    if not directory.tokenizer.exists():
+    directory.begin(dataclasses.asdict(config))
+    if config.tokenizer.path:  # one that was trained is there already
         corpus.tokenizer.save(directory.tokenizer)
     model = architecture(config.model, corpus.tokenizer.vocab_size)
     with jax.set_mesh(mesh):
@@ -136,11 +140,15 @@ def _train(
     # A run restored at its last step has been evaluated in an earlier life of the process.
     scores = evaluation.scores.get(config.steps) or evaluation(config.steps, state, frozen)
     tokens_per_step = config.batch_size * config.data.seq_len
-    return scores | measured | {
-        "model/parameters": float(trees.size(shapes)),
-        "train/tokens": float(config.steps * tokens_per_step),
-        "train/skipped": float(state.skipped),
-    }
+    return (
+        scores
+        | measured
+        | {
+            "model/parameters": float(trees.size(shapes)),
+            "train/tokens": float(config.steps * tokens_per_step),
+            "train/skipped": float(state.skipped),
+        }
+    )
 
 
 class _Evaluation:

@@ -43,11 +43,20 @@ def first_non_finite(
 
 
 class _Watched:
-    """Notes the first module whose output is not finite."""
+    """Notes every module whose output is not finite, and which of them came first."""
 
     def __init__(self) -> None:
-        self.first = ""
+        self._traced: dict[str, int] = {}
         self._calls: Counter[str] = Counter()
+        self._faults: list[tuple[int, int, int, str]] = []
+
+    @property
+    def first(self) -> str:
+        """The first module at fault in the order of computation; empty if there is none."""
+        if not self._faults:
+            return ""
+        _, repeat, _, path = min(self._faults)
+        return f"{path} (repeat {repeat} of its stack)" if "stack_" in path else path
 
     def intercept(
         self,
@@ -59,19 +68,23 @@ class _Watched:
         output = call(*args, **kwargs)
         path = "/".join(context.module.path)
         if context.method_name == "__call__" and path:
-            for leaf in jax.tree.leaves(output):
-                if jnp.issubdtype(leaf.dtype, jnp.floating):
-                    finite = jnp.all(jnp.isfinite(leaf))
-                    jax.debug.callback(lambda ok, path=path: self._note(path, ok), finite)
+            self._traced.setdefault(path, len(self._traced))
+            leaves = jax.tree.leaves(output)
+            floating = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+            finite = jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in floating]))
+            jax.debug.callback(lambda ok, path=path: self._note(path, ok), finite)
         return output
 
     def _note(self, path: str, finite: Any) -> None:
-        # A scanned layer is traced once and runs once for each repeat of its stack; the backward
-        # pass is not watched, so calls count repeats.
+        # A scanned layer is traced once and runs once for each repeat of its stack, so its calls
+        # count repeats. Calls of different modules may arrive out of order: what ranks them is
+        # the order of tracing, of the stack first, then of the repeat, then of the module in it.
         repeat = self._calls[path]
         self._calls[path] += 1
-        if not finite and not self.first:
-            self.first = f"{path} (repeat {repeat} of its stack)" if "stack_" in path else path
+        if not finite:
+            stack = path.split("/")[0]
+            begin = min(at for name, at in self._traced.items() if name.split("/")[0] == stack)
+            self._faults.append((begin, repeat, self._traced[path], path))
 
 
 def _place(leaf: jax.Array) -> str:

@@ -1,9 +1,10 @@
 """The one training loop: every stage that updates parameters runs through `train`."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -11,8 +12,8 @@ from jaxllm import trees
 from jaxllm.checkpoints.checkpointer import CheckpointConfig, Checkpointer
 from jaxllm.errors import Preempted
 from jaxllm.objectives.objective import Batch, Params
-from jaxllm.reporting.progress import ProgressLine, training_fields
 from jaxllm.preemption import deferred_stop
+from jaxllm.reporting.progress import ProgressLine, training_fields
 from jaxllm.training.recorder import LogConfig, Recorder
 from jaxllm.training.state import TrainState
 from jaxllm.training.step import StepMetrics, TrainStep
@@ -32,6 +33,7 @@ class EvalConfig:
             raise ValueError("every, max_batches: must be positive (max_batches may be 0: all)")
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where batches come from; on-policy sources ask `state` for a rollout."""
 
@@ -92,14 +94,18 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
             state, metrics = run.step_function(state, run.frozen, batch)
             loop.finish_previous(state)
             loop.sent(step + 1, metrics, batch)
-            if loop.boundary(step + 1) or stop:
+            # Read once: a signal that comes at a later line is heeded a step later.
+            stopping = bool(stop)
+            if loop.boundary(step + 1) or stopping:
                 loop.finish_previous(state)
-            if step + 1 == run.steps or (step + 1) % run.checkpoint.every == 0 or stop:
+            if step + 1 == run.steps or (step + 1) % run.checkpoint.every == 0 or stopping:
                 loop.save(step + 1, state)
-            if stop:
+            if stopping:
                 run.checkpointer.wait()
+                saved = step + 1 in run.checkpointer.steps()
                 raise Preempted(
-                    f"stopped by {stop.signal} after step {step + 1}, which is saved; "
+                    f"stopped by {stop.signal} after step {step + 1}, "
+                    f"which {'is' if saved else 'could not be'} saved; "
                     "run the same command again to go on"
                 )
             if step + 1 == run.steps or (step + 1) % run.eval.every == 0:
@@ -117,6 +123,7 @@ class _Loop:
         self._begin = time.monotonic()
         self._pending: tuple[int, StepMetrics, Batch] | None = None
         self._clock = _Clock()
+        self._saved = set(run.checkpointer.steps())
 
     def boundary(self, step: int) -> bool:
         """Whether something after this step must see it finished."""
@@ -169,13 +176,15 @@ class _Loop:
         with self._clock.paused():
             params, progress = checkpoint_items(state, self._run.frozen)
             self._run.checkpointer.save(step, params, progress)
+            self._saved.add(step)
 
     def evaluate(self, step: int, state: TrainState) -> None:
         with self._clock.paused():
             scores = self._run.evaluate(step, state)
             self._run.recorder.record(step, self._seconds(), scores)
             self._progress.message(
-                f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+                f"step {step}: "
+                + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
             )
             self._mark_best()
 
@@ -189,7 +198,11 @@ class _Loop:
             self.evaluate(step, state)
 
     def _mark_best(self) -> None:
-        evaluated = [line for line in self._run.recorder.history() if "eval/loss" in line]
+        evaluated = [
+            line
+            for line in self._run.recorder.history()
+            if line["step"] in self._saved and math.isfinite(line.get("eval/loss", math.nan))
+        ]
         if evaluated:
             best = min(evaluated, key=lambda line: line["eval/loss"])
             self._run.checkpointer.mark_best(best["step"])

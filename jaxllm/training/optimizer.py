@@ -44,8 +44,7 @@ class OptimizerConfig:
             raise ValueError(f"name: must be adamw, and was given {self.name!r}")
         if self.schedule not in _SCHEDULES:
             raise ValueError(
-                f"schedule: must be one of {', '.join(_SCHEDULES)}, "
-                f"and was given {self.schedule!r}"
+                f"schedule: must be one of {', '.join(_SCHEDULES)}, and was given {self.schedule!r}"
             )
         for name in ("learning_rate", "weight_decay", "clip_norm", "warmup_steps"):
             if getattr(self, name) < 0:
@@ -67,9 +66,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     if not config.warmup_steps:
         return rest
     # From 1/(n+1) of the peak, so that the first step is not spent at rate 0.
-    warmup = optax.linear_schedule(
-        peak / (config.warmup_steps + 1), peak, config.warmup_steps
-    )
+    warmup = optax.linear_schedule(peak / (config.warmup_steps + 1), peak, config.warmup_steps)
     return optax.join_schedules([warmup, rest], [config.warmup_steps])
 
 

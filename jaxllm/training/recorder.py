@@ -1,5 +1,6 @@
 """Where a run's scalars go: `metrics.jsonl`, TensorBoard, and Weights & Biases by option."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -50,11 +51,9 @@ class Recorder:
     def record(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:
         """Records scalars by name at `step`; `seconds` since the run (in this life) began."""
         self._file.append(step, seconds, scalars)
-        try:
+        with contextlib.suppress(OSError):  # the metrics file has warned of the full disk
             for name, value in scalars.items():
                 self._tensorboard.add_scalar(name, value, step)
-        except OSError:
-            pass  # the metrics file has warned of the full disk
         if self._wandb is not None:
             self._wandb.log(dict(scalars), step=step)
 
@@ -64,10 +63,8 @@ class Recorder:
 
     def close(self) -> None:
         """Flushes and ends the writers."""
-        try:
+        with contextlib.suppress(OSError):
             self._tensorboard.close()
-        except OSError:
-            pass
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -1,5 +1,6 @@
 """The train step: exact gradient accumulation, the update, and the guard against NaN."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,7 @@ def make_train_step(
         loss, gradients, metrics = loss_and_gradients(
             objective, state.params, frozen, batch, rng, micro_batches
         )
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
         directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, directions)
@@ -54,7 +55,8 @@ def make_train_step(
             (state.params, state.opt_state),
         )
         skipped = 1 - finite.astype(jnp.int32)
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
@@ -156,7 +158,7 @@ def state_shapes(
     )
     shapes = jax.eval_shape(new_state, param_shapes, opt_shapes)
     layout = jax.tree.map(lambda _: replicated, shapes)
-    layout = layout.replace(params=by_param, opt_state=opt_shardings)
+    layout = dataclasses.replace(layout, params=by_param, opt_state=opt_shardings)
     return jax.tree.map(with_sharding, shapes, layout)
 
 
@@ -179,4 +181,5 @@ def _interleave(array: Array, parts: int) -> Array:
 
 
 def _ratio(total: Float[Array, ""], weight: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1.0), 0.0)
+    # Not `weight > 0`: a weight that is NaN has to show.
+    return jnp.where(weight == 0, 0.0, total / jnp.where(weight == 0, 1.0, weight))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from jaxllm.reporting.files import write_atomically
+from jaxllm.files import write_atomically
 
 
 def test_replaces_and_leaves_nothing_behind(tmp_path):

@@ -1,8 +1,10 @@
 """Files that are either the old or the new one, never half of it."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
@@ -28,3 +30,8 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as JSON for people to read too, in place of what `path` held, at once."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,66 @@
+"""The Python face: run a stage, load a run's model, write with it.
+
+    from jaxllm import api
+
+    model = api.load("runs/first")
+    print(model.generate(["def "], max_new_tokens=64, temperature=0.8)[0])
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from jaxllm.checkpoints.load import LoadedModel, load_model
+from jaxllm.inference.generate import Sampling, generate_text
+from jaxllm.main import run
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
+
+
+__all__ = ["Model", "load", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model on its devices; made by `load`."""
+
+    loaded: LoadedModel
+    mesh: Mesh
+
+    def generate(self, prompts: Sequence[str], *, seed: int = 0, **sampling: float) -> list[str]:
+        """Continues each prompt.
+
+        Args:
+            prompts: each is read as the beginning of a document.
+            seed: of the draws; the same seed gives the same text.
+            **sampling: fields of `jaxllm.inference.generate.Sampling`.
+
+        Returns:
+            The continuations, without the prompts.
+        """
+        with jax.set_mesh(self.mesh):
+            return generate_text(
+                self.loaded.model,
+                self.loaded.params,
+                self.loaded.tokenizer,
+                prompts,
+                Sampling(**sampling),  # type: ignore[arg-type]
+                seed,
+            )
+
+
+def load(path: str | Path, mesh: MeshConfig | None = None) -> Model:
+    """The model of the run directory at `path`, from its newest readable checkpoint.
+
+    Args:
+        path: the `--workdir` of a training run.
+        mesh: how to lay it over the devices; by default, a copy on each.
+
+    Raises:
+        jaxllm.errors.UserError: there is no such run, or it has no checkpoint.
+    """
+    devices = make_mesh(mesh or MeshConfig())
+    with jax.set_mesh(devices):
+        return Model(load_model(path, devices), devices)

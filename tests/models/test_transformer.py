@@ -1,0 +1,200 @@
+"""The decoder: what a hidden state may depend on, and equal ways to compute it."""
+
+import collections
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.models.families import FAMILIES
+from jaxllm.models.layers import Context, RMSNorm
+from jaxllm.models.transformer import Transformer, Unit, empty_cache, init_params
+
+INPUTS = ("tokens", "positions", "segment_ids")
+SEQ = 12
+
+
+def hidden_states(model, params, tokens, positions, segment_ids):
+    return Transformer(model).apply({"params": params}, tokens, positions, segment_ids)[0]
+
+
+forward = jax.jit(hidden_states, static_argnums=0)
+
+
+def two_stacks(model):
+    """The model with a second stack, whose unit has two layers."""
+    (stack,) = model.stacks
+    return dataclasses.replace(
+        model, stacks=(stack, dataclasses.replace(stack, repeats=2, unit=stack.unit * 2))
+    )
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, "two stacks"])
+def model(request, tiny_model):
+    if request.param == "two stacks":
+        return two_stacks(tiny_model())
+    return tiny_model(family=request.param)
+
+
+@pytest.fixture(scope="module")
+def params(model, tiny_params):
+    return tiny_params(model)
+
+
+def test_a_state_depends_on_its_own_past_alone(model, params, packed_rows):
+    batch = packed_rows([[SEQ], [5, 4], [1, 2, 9]], SEQ)
+    segments = batch["segment_ids"]
+    # A token of its own at each position, so that the gradient of an embedding is that of a place.
+    tokens = jnp.broadcast_to(jnp.arange(SEQ), segments.shape)
+    direction = jax.random.normal(jax.random.key(1), (model.width,))
+
+    def projections(embedding, positions, segment_ids):
+        changed = params | {"embedding": embedding}
+        return hidden_states(model, changed, tokens, positions, segment_ids) @ direction
+
+    by_place = jax.jit(jax.jacrev(projections))(
+        params["embedding"], batch["positions"], batch["segment_ids"]
+    )[:, :, :SEQ]
+    depends = np.abs(by_place).max(axis=-1) > 0
+    real = segments > 0
+    expected = np.tril(segments[:, :, None] == segments[:, None, :])
+    np.testing.assert_array_equal(depends[real], expected[real])
+
+
+def test_the_future_changes_no_bit_of_the_past(model, params, packed_rows):
+    rows = {name: packed_rows([[SEQ]], SEQ)[name] for name in INPUTS}
+    before = forward(model, params, **rows)
+    rows["tokens"] = rows["tokens"].copy()
+    rows["tokens"][0, 7] = (rows["tokens"][0, 7] + 1) % model.vocab_size
+    after = forward(model, params, **rows)
+    np.testing.assert_array_equal(after[0, :7], before[0, :7])
+    assert (np.asarray(after[0, 7:]) != np.asarray(before[0, 7:])).any(axis=-1).all()
+
+
+def test_packed_documents_have_the_states_they_have_alone(model, params, packed_rows):
+    lengths = [4, 5, 2]
+    packed = {name: packed_rows([lengths], SEQ)[name] for name in INPUTS}
+    together = forward(model, params, **packed)[0]
+    begin = 0
+    for length in lengths:
+        here = slice(begin, begin + length)
+        alone = {name: np.zeros((1, SEQ), np.int32) for name in INPUTS}
+        alone["tokens"][0, :length] = packed["tokens"][0, here]
+        alone["positions"][0, :length] = np.arange(length)
+        alone["segment_ids"][0, :length] = 1
+        states = forward(model, params, **alone)[0, :length]
+        np.testing.assert_allclose(together[here], states, atol=1e-5)
+        begin += length
+
+
+def test_the_scan_equals_a_loop_over_its_layers(model, params, packed_rows):
+    rows = {name: jnp.asarray(packed_rows([[SEQ], [5, 6]], SEQ)[name]) for name in INPUTS}
+    context = Context(rows["positions"], rows["segment_ids"])
+
+    @jax.jit
+    def loop(params):
+        x = params["embedding"][rows["tokens"]]
+        for index, stack in enumerate(model.stacks):
+            unit = Unit(stack, residual_scale=1.0)
+            for repeat in range(stack.repeats):
+                one = jax.tree.map(lambda leaf, r=repeat: leaf[r], params[f"stack_{index}"])
+                x, _ = unit.apply({"params": one}, x, None, context)
+        return RMSNorm(model.norm_eps).apply({"params": params["final_norm"]}, x)
+
+    np.testing.assert_allclose(forward(model, params, **rows), loop(params), atol=2e-6)
+
+
+def count_primitives(jaxpr):
+    """How often each primitive stands in a program, its inner programs included."""
+    counts = collections.Counter()
+    for equation in jaxpr.eqns:
+        counts[equation.primitive.name] += 1
+        for parameter in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                counts += count_primitives(inner)
+    return counts
+
+
+def test_rematerialisation_changes_the_memory_and_no_number(tiny_model, tiny_params, packed_rows):
+    rows = {name: jnp.asarray(packed_rows([[SEQ]], SEQ)[name]) for name in INPUTS}
+    params = tiny_params(tiny_model())
+    results, products, marks = {}, {}, {}
+    for remat in ("none", "dots", "full"):
+        model = tiny_model(remat=remat)
+
+        def loss(params, model=model):
+            return jnp.sum(jnp.sin(hidden_states(model, params, **rows)))
+
+        step = jax.value_and_grad(loss)
+        counts = count_primitives(jax.make_jaxpr(step)(params).jaxpr)
+        marks[remat] = sum(n for name, n in counts.items() if "remat" in name or "checkp" in name)
+        products[remat] = counts["dot_general"]
+        results[remat] = jax.jit(step)(params)
+    assert marks["none"] == 0 < min(marks["dots"], marks["full"])
+    # `dots` computes only attention's own products again, `full` those of the kernels too.
+    assert products["none"] < products["dots"] < products["full"]
+    for remat in ("dots", "full"):
+        for found, expected in zip(
+            jax.tree.leaves(results[remat]), jax.tree.leaves(results["none"]), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_decoding_from_a_cache_equals_the_full_forward_pass(model, params):
+    """Prompts of unequal length, padded on the right, then one token a row at a time."""
+    prompt, new, length = 7, 4, 12
+    lengths = np.array([7, 3, 1])
+    batch = len(lengths)
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (batch, length))
+    tokens = jnp.asarray(tokens, jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    ones = jnp.ones((batch, length), jnp.int32)
+    full = forward(model, params, tokens, positions, ones)
+
+    cached = jax.jit(
+        lambda cache, tokens, positions: Transformer(model).apply(
+            {"params": params}, tokens, positions, jnp.ones_like(tokens), cache
+        )
+    )
+    padded = jnp.where(positions < lengths[:, None], tokens, 0)[:, :prompt]
+    states, cache = cached(empty_cache(model, batch, length), padded, positions[:, :prompt])
+    for row in range(batch):
+        np.testing.assert_allclose(
+            states[row, : lengths[row]], full[row, : lengths[row]], atol=2e-5
+        )
+    rows = np.arange(batch)
+    for step in range(new):
+        at = lengths + step
+        states, cache = cached(cache, tokens[rows, at][:, None], jnp.asarray(at)[:, None])
+        np.testing.assert_allclose(states[:, 0], full[rows, at], atol=2e-5)
+
+
+def test_bfloat16_states_come_from_float32_parameters(tiny_model, tiny_params, packed_rows):
+    rows = {name: packed_rows([[SEQ]], SEQ)[name] for name in INPUTS}
+    params = tiny_params(tiny_model(), scale=1.0)
+    narrow = tiny_model(dtype="bfloat16")
+    made = jax.jit(init_params, static_argnums=0)(narrow, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+    states = forward(narrow, params, **rows)
+    assert states.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        states.astype(jnp.float32), forward(tiny_model(), params, **rows), atol=0.1
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(empty_cache(narrow, 1, 2))} == {
+        jnp.dtype("bfloat16")
+    }
+
+
+def test_projections_into_the_residual_stream_begin_smaller(tiny_model):
+    model = tiny_model(layers=8, width=64, mlp_width=64)
+    layer = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))["stack_0"]["layer_0"]
+    for name, part in (("output", "attention"), ("down", "mlp")):
+        np.testing.assert_allclose(np.std(layer[part][name]["kernel"]), 1 / 8 / 4, rtol=0.05)
+    np.testing.assert_allclose(np.std(layer["mlp"]["gate"]["kernel"]), 1 / 8, rtol=0.05)
+    # Each repeat draws its own.
+    assert np.ptp(layer["mlp"]["gate"]["kernel"], axis=0).min() > 0

@@ -1,0 +1,113 @@
+"""Chunked log-probabilities equal the plain ones, and never hold all logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.ops.vocabulary import TokenLogProbs, chunk_length, logits, token_log_probs
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
+
+BATCH, SEQ, WIDTH, VOCAB = 2, 10, 8, 60
+
+
+def plain(hidden, matrix, labels, chunk=None):
+    log_probs = jax.nn.log_softmax(hidden @ matrix, axis=-1)
+    return TokenLogProbs(
+        log_prob=jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0],
+        log_sum_exp=jnp.log(jnp.sum(jnp.exp(hidden @ matrix), axis=-1)),
+        entropy=-jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1),
+        mean_log_prob=jnp.mean(log_probs, axis=-1),
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(keys[0], (BATCH, SEQ, WIDTH))
+    matrix = jax.random.normal(keys[1], (WIDTH, VOCAB))
+    return hidden, matrix, jax.random.randint(keys[2], (BATCH, SEQ), 0, VOCAB)
+
+
+def weighted(function, hidden, matrix, labels, chunk):
+    """All four results, and a scalar of them in which every position has its own weight."""
+    results = function(hidden, matrix, labels, chunk)
+    weights = jax.random.normal(jax.random.key(9), (len(results), BATCH, SEQ))
+    return jnp.sum(jnp.stack(results) * weights), results
+
+
+def gradients(function, inputs, chunk):
+    hidden, matrix, labels = inputs
+    run = jax.grad(
+        lambda h, m: weighted(function, h, m, labels, chunk), argnums=(0, 1), has_aux=True
+    )
+    return jax.jit(run)(hidden, matrix)
+
+
+@pytest.fixture(scope="module")
+def expected(inputs):
+    return gradients(plain, inputs, 0)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, SEQ, 0])
+def test_any_chunk_gives_the_plain_values_and_gradients(inputs, expected, chunk):
+    for found, wanted in zip(
+        jax.tree.leaves(gradients(token_log_probs, inputs, chunk)),
+        jax.tree.leaves(expected),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+
+
+def largest_array(jaxpr):
+    """Elements of the largest array that a program computes, its loops' bodies included."""
+    sizes = []
+    for equation in jaxpr.eqns:
+        sizes += [var.aval.size for var in equation.outvars if hasattr(var.aval, "size")]
+        for parameter in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                sizes.append(largest_array(inner))
+    return max(sizes, default=0)
+
+
+def test_no_array_of_all_logits_exists_forward_or_backward(inputs):
+    hidden, matrix, labels = inputs
+
+    def size(chunk):
+        run = jax.grad(lambda h, m: weighted(token_log_probs, h, m, labels, chunk)[0], (0, 1))
+        return largest_array(jax.make_jaxpr(run)(hidden, matrix).jaxpr)
+
+    assert size(SEQ) >= BATCH * SEQ * VOCAB
+    assert size(2) <= max(BATCH * 2 * VOCAB, WIDTH * VOCAB)
+
+
+def test_extreme_logits_stay_finite():
+    hidden = jnp.full((1, 2, 4), 1e4)
+    matrix = jnp.eye(4) * jnp.array([1.0, -1.0, 0.5, 0.0])
+    results = token_log_probs(hidden, matrix, jnp.array([[0, 1]]))
+    np.testing.assert_allclose(results.log_prob, [[0.0, -2e4]])
+    np.testing.assert_allclose(results.entropy, 0.0, atol=1e-3)
+
+
+def test_logits_of_bfloat16_states_are_float32(inputs):
+    hidden, matrix, labels = inputs
+    hidden = hidden.astype(jnp.bfloat16)
+    assert logits(hidden, matrix).dtype == jnp.float32
+    results = token_log_probs(hidden, matrix, labels)
+    assert {r.dtype for r in results} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(
+        results.log_sum_exp, plain(hidden, matrix, labels).log_sum_exp, rtol=0.02
+    )
+
+
+def test_the_chunk_follows_from_the_logits_that_fit():
+    assert chunk_length(1, 10, 100) == 10
+    # Four positions of 2^22 logits fit; ten are cut into three chunks of four.
+    assert chunk_length(2, 10, 2**21) == 4
+    assert chunk_length(2, 9, 2**21) == 3
+    assert chunk_length(2**10, 10, 2**20) == 1
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:2])):
+        assert chunk_length(2, 10, 2**21) == 5

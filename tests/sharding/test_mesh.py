@@ -1,0 +1,71 @@
+"""Meshes: their shape, and what does not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxllm.config import from_dict
+from jaxllm.errors import UserError
+from jaxllm.sharding.mesh import (
+    BATCH_AXES,
+    MeshConfig,
+    batch_sharding,
+    batch_shards,
+    constrain,
+    make_mesh,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MeshConfig(), (8, 1, 1)),
+        (MeshConfig(fsdp=2, tensor=2), (2, 2, 2)),
+        (MeshConfig(data=1, fsdp=-1), (1, 8, 1)),
+        (MeshConfig(data=2, fsdp=1, tensor=-1), (2, 1, 4)),
+    ],
+)
+def test_the_axis_of_minus_1_takes_what_is_left(config, shape):
+    mesh = make_mesh(config)
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.devices.shape == shape
+    assert batch_shards(mesh) == shape[0] * shape[1]
+
+
+@pytest.mark.parametrize(
+    "config", [MeshConfig(data=3), MeshConfig(fsdp=3), MeshConfig(data=1), MeshConfig(tensor=16)]
+)
+def test_a_product_that_is_not_the_devices_is_refused(config):
+    with pytest.raises(UserError, match=r"config\.mesh: .* does not fit 8 device"):
+        make_mesh(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensor": 0}, r"config\.mesh\.tensor: must be positive"),
+        ({"fsdp": -2}, r"config\.mesh\.fsdp: must be positive"),
+        ({"fsdp": -1}, r"config\.mesh\.data: only one axis of the mesh may be -1"),
+    ],
+)
+def test_a_wrong_field_is_named(changes, message):
+    with pytest.raises(UserError, match=message):
+        from_dict(MeshConfig, changes, "mesh")
+
+
+def test_rows_lie_over_data_and_fsdp():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    array = jax.device_put(np.arange(16).reshape(8, 2), batch_sharding(mesh))
+    pieces = {(s.index[0].start, s.data.shape) for s in array.addressable_shards}
+    assert pieces == {(begin, (2, 2)) for begin in (0, 2, 4, 6)}
+
+
+def test_constrain_lays_an_activation_out_over_the_mesh_in_use():
+    x = jnp.zeros((8, 4))
+    assert constrain(x, BATCH_AXES) is x  # no mesh, nothing to do
+    with jax.set_mesh(make_mesh(MeshConfig(data=4, tensor=2))):
+        laid_out = jax.jit(lambda x: constrain(x, BATCH_AXES, "tensor"))(x)
+    assert laid_out.sharding.spec == PartitionSpec(BATCH_AXES, "tensor")
+    assert laid_out.sharding.shard_shape(x.shape) == (2, 2)

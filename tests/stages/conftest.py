@@ -1,0 +1,126 @@
+"""A corpus of generated text, and runs of the command in this process that take seconds."""
+
+import json
+import random
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import pytest
+
+from jaxllm.main import main
+
+SETTINGS = {
+    "tokenizer.vocab_size": 300,
+    "model.layers": 1,
+    "model.width": 16,
+    "model.heads": 2,
+    "data.seq_len": 32,
+    "data.eval_fraction": 0.2,
+    "batch_size": 8,
+    "steps": 12,
+    "log.every": 1,
+    "checkpoint.every": 4,
+    "eval.every": 4,
+    "max_new_tokens": 4,
+    "references": False,
+}
+
+_CONFIG_FILE = """
+from jaxllm.config import config_dict
+from jaxllm.stages.{stage} import {cls}
+
+
+def get_config():
+    return config_dict({cls}())
+"""
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Programs are compiled once for all tests here, also by the processes that tests start."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return jax.config.jax_compilation_cache_dir
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """60 documents of words that follow one another by a rule, so that there is much to learn."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 7))) for _ in range(40)]
+    followers = {word: draw.sample(words, 3) for word in words}
+    path = tmp_path_factory.mktemp("corpus") / "text.jsonl"
+    with path.open("w") as file:
+        for _ in range(60):
+            text = [draw.choice(words)]
+            for _ in range(draw.randint(20, 80)):
+                text.append(draw.choice(followers[text[-1]]))
+            file.write(json.dumps({"text": " ".join(text) + "."}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory):
+    """Makes the configuration file of a stage."""
+    folder = tmp_path_factory.mktemp("configs")
+
+    def make(stage: str) -> Path:
+        path = folder / f"{stage}.py"
+        path.write_text(_CONFIG_FILE.format(stage=stage, cls=f"{stage.title()}Config"))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def arguments(config_file, corpus):
+    """Makes a command line: a stage, a work directory, and fields over the settings above."""
+
+    def make(
+        stage: str, workdir: Path | None = None, fields: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        settings = {**SETTINGS, "data.train": corpus} if stage == "pretrain" else {}
+        settings |= fields or {}
+        made = [f"--config={config_file(stage)}"]
+        made += [f"--workdir={workdir}"] if workdir else []
+        return made + [f"--config.{path}={value}" for path, value in settings.items()]
+
+    return make
+
+
+@pytest.fixture
+def command(arguments, compiled, capsys):
+    """Runs `jaxllm.main` in this process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def run(stage: str, workdir: Path | None = None, **fields: Any) -> Result:
+        named = {path.replace("__", "."): value for path, value in fields.items()}
+        capsys.readouterr()
+        code = main(arguments(stage, workdir, named))
+        return Result(code, *capsys.readouterr())
+
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def finished_run(arguments, compiled, tmp_path_factory) -> Path:
+    """The run directory of a run that has ended; tests only read it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(arguments("pretrain", workdir)) == 0
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return workdir

@@ -1,0 +1,28 @@
+"""The `generate` stage: text from a run's model."""
+
+from jaxllm.reporting.samples import read_samples
+
+
+def test_the_prompt_is_continued(command, finished_run):
+    result = command("generate", init=finished_run, prompt="abc", max_new_tokens=4, seed=1)
+    assert result.code == 0
+    assert result.out.startswith("abc")
+    assert result.out.endswith("\n")
+
+
+def test_greedy_and_seeded_text_is_the_same_each_time(command, finished_run):
+    def text(**fields):
+        return command("generate", init=finished_run, prompt="a", max_new_tokens=16, **fields).out
+
+    assert text(temperature=0.0, seed=0) == text(temperature=0.0, seed=1)
+    assert text(seed=0) == text(seed=0) != text(seed=1)
+
+
+def test_several_samples_are_written_to_the_work_directory(command, finished_run, tmp_path):
+    before = {path.name for path in finished_run.iterdir()}
+    result = command("generate", tmp_path / "out", init=finished_run, prompt="b", samples=3)
+    assert result.code == 0
+    samples = read_samples(tmp_path / "out" / "samples.md")
+    assert [(sample.step, sample.prompt) for sample in samples] == [(12, "b")] * 3
+    assert result.out == "".join(f"b{sample.text}\n" for sample in samples)
+    assert before == {path.name for path in finished_run.iterdir()}

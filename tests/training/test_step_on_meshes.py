@@ -1,0 +1,86 @@
+"""The same three steps on one device and over every kind of mesh."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm import trees
+from jaxllm.models.transformer import SHARDING_RULES, init_params, param_shapes
+from jaxllm.objectives.next_token import NextTokenConfig, next_token
+from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from jaxllm.sharding.rules import shardings
+from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxllm.training.step import init_state, jit_step, make_train_step, state_shapes
+
+OPTIMIZER = OptimizerConfig(learning_rate=0.01)
+MESHES = {
+    "data": MeshConfig(data=8),
+    "all axes": MeshConfig(data=2, fsdp=2, tensor=2),
+    "fsdp": MeshConfig(data=1, fsdp=8),
+    "tensor": MeshConfig(data=1, tensor=4),
+}
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def train(tiny_model, packed_rows):
+    """Trains from seed 0 over a mesh; returns the state before, the state after, the metrics."""
+    model = tiny_model(vocab_size=48, layers=2, width=32)
+    batch = packed_rows([[8], [3, 5], [6], [4, 2], [7], [2, 2, 4], [8], [5]] * 2, 8, 48)
+
+    def run(config):
+        sizes = (config.data, config.fsdp, config.tensor)
+        mesh = make_mesh(config, jax.devices()[: int(np.prod(sizes))])
+        optimizer = make_optimizer(OPTIMIZER)
+        shapes = state_shapes(param_shapes(model), optimizer, SHARDING_RULES, mesh)
+        step = make_train_step(
+            next_token(model, NextTokenConfig(z_loss=1e-3)),
+            optimizer,
+            learning_rate_schedule(OPTIMIZER, STEPS),
+            micro_batches=2,
+            seed=0,
+        )
+        with jax.set_mesh(mesh):
+            layout = shardings(shapes.params, SHARDING_RULES, mesh)
+            init = jax.jit(init_params, static_argnums=0, out_shardings=layout)
+            begin = state = init_state(init(model, jax.random.key(0)), optimizer, shapes)
+            rows = jax.device_put(batch, batch_sharding(mesh))
+            compiled, metrics = jit_step(step, shapes, mesh), []
+            for _ in range(STEPS):
+                state, measured = compiled(state, {}, rows)
+                metrics.append(jax.device_get(measured))
+        return begin, state, metrics
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_device(train):
+    _, state, metrics = train(MeshConfig(data=1))
+    return jax.device_get(state.params), metrics
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_mesh_gives_what_one_device_gives(train, one_device, mesh):
+    config = MESHES[mesh]
+    begin, state, metrics = train(config)
+    params, expected = one_device
+    for found, wanted in zip(metrics, expected, strict=True):
+        assert found.keys() == wanted.keys()
+        for name in wanted:
+            np.testing.assert_allclose(found[name], wanted[name], rtol=2e-5, err_msg=name)
+    jax.tree.map(
+        lambda found, wanted: np.testing.assert_allclose(found, wanted, atol=2e-5),
+        jax.device_get(state.params),
+        params,
+    )
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+    # Parameters and both moments are split over fsdp and tensor, and only there.
+    adam = state.opt_state[1]
+    for tree in (state.params, adam.mu, adam.nu):
+        for path, leaf in trees.leaves_with_paths(tree):
+            share = 1 if path.endswith("scale") else config.fsdp * config.tensor
+            assert {s.data.size for s in leaf.addressable_shards} == {leaf.size // share}, path
+    # The state is donated: its memory is used again.
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((begin.params, begin.opt_state)))
