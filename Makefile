@@ -2,7 +2,7 @@
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-all lint lock clean
+.PHONY: help demo install test test-all lint docs lock clean
 
 # The first interpreter that runs and is of a supported version; `make PYTHON=... demo` overrides.
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
@@ -45,6 +45,9 @@ lint: $(VENV)/.installed-test  ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed  ## write docs/configuration.md from the declarations of the fields
+	$(BIN)/python docs/generate.py
 
 lock:  ## pin the newest versions that setup.cfg allows (needs uv)
 	@command -v uv > /dev/null || { echo "make lock needs uv: python -m pip install uv" >&2; exit 1; }

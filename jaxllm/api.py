@@ -1,9 +1,9 @@
 """The Python face: run a stage, load a run's model, write with it.
 
-    from jaxllm import api
+from jaxllm import api
 
-    model = api.load("runs/first")
-    print(model.generate(["def "], max_new_tokens=64, temperature=0.8)[0])
+model = api.load("runs/first")
+print(model.generate(["def "], max_new_tokens=64, temperature=0.8)[0])
 """
 
 import dataclasses
@@ -17,7 +17,6 @@ from jaxllm.checkpoints.load import LoadedModel, load_model
 from jaxllm.inference.generate import Sampling, generate_text
 from jaxllm.main import run
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-
 
 __all__ = ["Model", "load", "run"]
 

@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -104,7 +105,7 @@ def _reason(error: Exception) -> str:
     return f"{kind}{' '.join(str(error).split())}"
 
 
-def _get_config(get_config: Callable[..., ConfigDict], path: str, preset: str) -> ConfigDict:
+def _get_config(get_config: Callable[..., Any], path: str, preset: str) -> Any:
     if not preset:
         return get_config()
     if not inspect.signature(get_config).parameters:

@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 
 def config_dict(config: Any) -> ConfigDict:
-    """A dataclass instance as a type-safe `ConfigDict`, ready for a config file to change."""
-    return ConfigDict(dataclasses.asdict(config))
+    """A dataclass instance as a `ConfigDict` for a config file to change; it refuses new fields."""
+    return ConfigDict(dataclasses.asdict(config)).lock()
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any] | ConfigDict, path: str = "") -> T:
@@ -40,17 +40,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any] | ConfigDict, path: str = 
         UserError: an unknown field (the nearest known one is suggested), a wrong type, or a
             value that the dataclass refuses; the message names the field by its full path.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    arguments = {}
-    for name, value in values.items():
-        if name not in fields:
-            raise UserError(unknown_field(_join(path, name), _paths(cls, path)))
-        arguments[name] = _checked(hints[name], value, _join(path, name))
-    try:
-        return cls(**arguments)
-    except ValueError as error:
-        raise UserError(f"config.{_join(path, str(error))}") from None
+    return _updated(cls(), values, path)
 
 
 def unknown_field(path: str, known: list[str]) -> str:
@@ -75,17 +65,30 @@ def flatten(values: Mapping[str, Any] | ConfigDict, path: str = "") -> dict[str,
 
 def field_rows(cls: type) -> Iterator[tuple[str, str, str]]:
     """Rows (dotted path, default, description) of every field of `cls`, nested ones included."""
-    hints = typing.get_type_hints(cls)
-    docs = _field_docstrings(cls)
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
-            for path, default, text in field_rows(hints[field.name]):
-                yield f"{field.name}.{path}", default, text
+    return _rows(cls())
+
+
+def _rows(defaults: Any) -> Iterator[tuple[str, str, str]]:
+    docs = _field_docstrings(type(defaults))
+    for field in dataclasses.fields(defaults):
+        default = getattr(defaults, field.name)
+        if dataclasses.is_dataclass(default):
+            for path, text, description in _rows(default):
+                yield f"{field.name}.{path}", text, description
         else:
-            yield field.name, repr(field.default), docs.get(field.name, "")
+            yield field.name, repr(default), docs.get(field.name, "")
 
 
 def _field_docstrings(cls: type) -> dict[str, str]:
+    """The string that follows each field in the source of `cls` or of a class it inherits from."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            docs |= _own_field_docstrings(base)
+    return docs
+
+
+def _own_field_docstrings(cls: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}
@@ -100,11 +103,26 @@ def _field_docstrings(cls: type) -> dict[str, str]:
     return docs
 
 
-def _checked(kind: Any, value: Any, path: str) -> Any:
+def _updated(defaults: T, values: Mapping[str, Any] | ConfigDict, path: str) -> T:
+    """`defaults`, a dataclass instance, with some of its fields set to checked values."""
+    hints = typing.get_type_hints(type(defaults))
+    arguments = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(unknown_field(_join(path, name), _paths(defaults, path)))
+        default = getattr(defaults, name)
+        arguments[name] = _checked(hints[name], default, value, _join(path, name))
+    try:
+        return dataclasses.replace(defaults, **arguments)  # type: ignore[type-var]
+    except ValueError as error:
+        raise UserError(f"config.{_join(path, str(error))}") from None
+
+
+def _checked(kind: type, default: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping | ConfigDict):
             raise UserError(f"config.{path}: is a group of fields, and was given {value!r}.")
-        return from_dict(kind, value, path)  # type: ignore[arg-type]
+        return _updated(default, value, path)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
@@ -115,8 +133,8 @@ def _checked(kind: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _paths(cls: type, path: str) -> list[str]:
-    return [_join(path, name) for name, _, _ in field_rows(cls)]
+def _paths(defaults: Any, path: str) -> list[str]:
+    return [_join(path, name) for name, _, _ in _rows(defaults)]
 
 
 def _join(path: str, name: str) -> str:

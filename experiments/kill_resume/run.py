@@ -8,8 +8,8 @@ Then compares every line of `metrics.jsonl`, times aside, and every array of the
 (parameters, optimizer state, counters), and exits with 1 if anything differs. Prints where each
 kill landed. Options of `jaxllm.main` may follow, such as `--config.model.width=256`.
 
-With the defaults: 60 steps of a small decoder on `builtin:pydocs`, three kills; two minutes on
-2 CPU cores. Equality of bits is promised for CPUs of the same kind with the same number of cores.
+With the defaults: 60 steps of a small decoder on `builtin:pydocs`, three kills; about three
+minutes on 2 CPU cores. Equality of bits is promised for CPUs of one kind with as many cores.
 """
 
 import argparse
@@ -26,9 +26,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -36,6 +33,8 @@ import orbax.checkpoint as ocp
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.reporting.metrics_file import read_metrics
 from jaxllm.reporting.tables import print_table
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SETTINGS = (
     "--config.steps=60",

@@ -42,6 +42,8 @@ def generate_text(
     Returns:
         The continuations, without the prompts.
     """
+    if not prompts:
+        return []
     encoded = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(list(prompts))]
     lengths = np.array([len(ids) for ids in encoded], np.int32)
     # Prompts are padded to a power of two, so that few lengths are ever compiled.

@@ -36,17 +36,13 @@ class Linear(nn.Module):
     """
 
     features: int
-    init_scale: float = 1.0
-    """Multiplies the standard deviation 1/√in of the truncated normal initialisation."""
+    zero_init: bool = False
+    """Begin at zero, rather than at a truncated normal of standard deviation 1/√in."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        kernel = self.param(
-            "kernel",
-            nn.initializers.variance_scaling(self.init_scale**2, "fan_in", "truncated_normal"),
-            (x.shape[-1], self.features),
-            jnp.float32,
-        )
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         return x @ kernel.astype(x.dtype)
 
 
@@ -70,7 +66,6 @@ class Attention(nn.Module):
     """Grouped-query self-attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245)."""
 
     config: AttentionConfig
-    residual_scale: float
 
     @nn.compact
     def __call__(
@@ -113,29 +108,31 @@ class Attention(nn.Module):
             backend=config.backend,
         )
         mixed = mixed.reshape(batch, seq, config.heads * config.head_dim)
-        return Linear(embed, init_scale=self.residual_scale, name="output")(mixed), cache
+        return Linear(embed, zero_init=True, name="output")(mixed), cache
 
 
 class GatedMlp(nn.Module):
     """down(silu(gate(x)) · up(x)) (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
 
     config: MlpConfig
-    residual_scale: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
         gate = Linear(self.config.width, name="gate")(x)
         up = Linear(self.config.width, name="up")(x)
         inner = constrain(nn.silu(gate) * up, BATCH_AXES, None, "tensor")
-        return Linear(x.shape[-1], init_scale=self.residual_scale, name="down")(inner)
+        return Linear(x.shape[-1], zero_init=True, name="down")(inner)
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    The last matrix of each branch begins at zero (Zhang et al. 2019, Fixup,
+    https://arxiv.org/abs/1901.09321), so that a new layer is the identity. Otherwise the branches
+    drown the small embeddings: docs/performance.md has the figures.
+    """
 
     config: LayerConfig
-    residual_scale: float
-    """Scale of the projections back into the residual stream at initialisation."""
 
     @nn.compact
     def __call__(
@@ -144,10 +141,10 @@ class Layer(nn.Module):
         context: Context,
         cache: KeyValue | None = None,
     ) -> tuple[Float[Array, "batch seq embed"], KeyValue | None]:
-        config, scale = self.config, self.residual_scale
+        config = self.config
         normed = RMSNorm(config.norm_eps, name="attention_norm")(x)
-        mixed, cache = Attention(config.attention, scale, name="attention")(normed, context, cache)
+        mixed, cache = Attention(config.attention, name="attention")(normed, context, cache)
         x = constrain(x + mixed, BATCH_AXES)
         normed = RMSNorm(config.norm_eps, name="mlp_norm")(x)
-        x = x + GatedMlp(config.mlp, scale, name="mlp")(normed)
+        x = x + GatedMlp(config.mlp, name="mlp")(normed)
         return constrain(x, BATCH_AXES), cache

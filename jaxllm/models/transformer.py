@@ -37,7 +37,6 @@ class Unit(nn.Module):
     """The layers that a stack repeats, one after another."""
 
     stack: StackConfig
-    residual_scale: float
 
     @nn.compact
     def __call__(
@@ -48,7 +47,7 @@ class Unit(nn.Module):
     ) -> tuple[Float[Array, "batch seq embed"], tuple[KeyValue | None, ...]]:
         written = []
         for index, config in enumerate(self.stack.unit):
-            layer = Layer(config, self.residual_scale, name=f"layer_{index}")
+            layer = Layer(config, name=f"layer_{index}")
             x, layer_cache = layer(x, context, None if cache is None else cache[index])
             written.append(layer_cache)
         return x, tuple(written)
@@ -111,8 +110,7 @@ class Transformer(nn.Module):
             out_axes=0,
             length=stack.repeats,
         )
-        # The residual stream sums 2 · layers projections (Radford et al. 2019, GPT-2).
-        return scanned(stack, (2 * self.config.layers) ** -0.5, name=name)
+        return scanned(stack, name=name)
 
 
 def init_params(config: TransformerConfig, key: jax.Array) -> dict:

@@ -1,8 +1,8 @@
 """Log-probabilities over the vocabulary, without ever holding [batch, seq, vocab] logits.
 
-The sequence is cut into chunks; the logits of one chunk live at a time, and are computed again
-in the backward pass instead of being kept. The batch stays split over `data` and `fsdp`, the
-vocabulary over `tensor`.
+The sequence is cut into chunks; the logits of one chunk live at a time, and, where there are
+several, are computed again in the backward pass instead of being kept. The batch stays split over
+`data` and `fsdp`, the vocabulary over `tensor`.
 """
 
 from typing import NamedTuple
@@ -77,8 +77,7 @@ def token_log_probs(
             mean_log_prob=jnp.mean(scores, axis=-1) - log_sum_exp,
         )
 
-    one_chunk = jax.checkpoint(one_chunk)
-    if chunks == 1:
+    if chunks == 1:  # small enough to keep for the backward pass
         return one_chunk(hidden, labels)
     padding = chunks * chunk - seq
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
@@ -88,7 +87,7 @@ def token_log_probs(
         lambda x: jnp.moveaxis(x.reshape(batch, chunks, chunk, *x.shape[2:]), 1, 0),
         (hidden, labels),
     )
-    results = jax.lax.map(lambda pair: one_chunk(*pair), stacked)
+    results = jax.lax.map(lambda pair: jax.checkpoint(one_chunk)(*pair), stacked)
     return jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, chunks * chunk)[:, :seq], results
     )

@@ -29,8 +29,11 @@ class SamplingFields:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError("max_new_tokens: must be at least 1")
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError("temperature, top_k, top_p: want >= 0, >= 0 and in (0, 1]")
+        for name in ("temperature", "top_k"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must not be negative")
+        if not 0 < self.top_p <= 1:
+            raise ValueError("top_p: must be in (0, 1]")
 
     def sampling(self) -> Sampling:
         """These fields as the sampler takes them."""

@@ -1,5 +1,6 @@
 """What every training stage does alike: state, restore, step function, loop."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -84,19 +85,9 @@ def fit(
         The last state, the parameters that were not trained, and what the loop measured.
     """
     optimizer = make_optimizer(config.optimizer)
-    state, frozen, checkpointer = None, None, Checkpointer(run.checkpoints, config.checkpoint.keep)
     shapes = with_shardings(param_shapes, rules, mesh)
     trainable_shapes, frozen_shapes = trees.split(shapes, config.train.trainable)
     state_layout = state_shapes(trainable_shapes, optimizer, rules, mesh)
-    restored = checkpointer.restore(*checkpoint_items(state_layout, frozen_shapes))
-    if restored is None:
-        trainable, frozen = trees.split(initial_params(), config.train.trainable)
-        state = init_state(trainable, optimizer, state_layout)
-    else:
-        step, params, progress = restored
-        print(f"going on from step {step:,} of {config.steps:,}", file=sys.stderr)
-        trainable, frozen = trees.split(params, config.train.trainable)
-        state = TrainState(params=trainable, **progress)
     step_function = make_train_step(
         objective,
         optimizer,
@@ -104,29 +95,51 @@ def fit(
         micro_batches=config.micro_batches,
         seed=config.seed,
     )
-    recorder = Recorder(run, int(state.step), config.log, dataclasses.asdict(config))
     peak = config.log.peak_tflops * 1e12 or peak_flops(mesh.devices.flat[0].device_kind)
-    loop = Run(
-        steps=config.steps,
-        step_function=jit_step(step_function, state_layout, mesh),
-        frozen=frozen,
-        source=source,
-        evaluate=lambda step, state: evaluate(step, state, frozen),
-        diagnose=lambda state, batch: first_non_finite(
-            objective, state.params, frozen, batch, jax.random.key(config.seed)
-        ),
-        recorder=recorder,
-        checkpointer=checkpointer,
-        log=config.log,
-        eval=config.eval,
-        checkpoint=config.checkpoint,
-        max_skipped=config.train.max_skipped,
-        flops_per_token=flops_per_token,
-        peak_flops=peak * mesh.size if peak else None,
-    )
-    try:
+    with contextlib.ExitStack() as stack:
+        checkpointer = Checkpointer(run.checkpoints, config.checkpoint.keep)
+        stack.enter_context(contextlib.closing(checkpointer))
+        restored = _restored(config, checkpointer, state_layout, frozen_shapes)
+        if restored is None:
+            trainable, rest = trees.split(initial_params(), config.train.trainable)
+            restored = init_state(trainable, optimizer, state_layout), rest
+        state, frozen = restored
+        recorder = Recorder(run, int(state.step), config.log, dataclasses.asdict(config))
+        stack.enter_context(contextlib.closing(recorder))
+        loop = Run(
+            steps=config.steps,
+            step_function=jit_step(step_function, state_layout, mesh),
+            frozen=frozen,
+            source=source,
+            evaluate=lambda step, state: evaluate(step, state, frozen),
+            diagnose=lambda state, batch: first_non_finite(
+                objective, state.params, frozen, batch, jax.random.key(config.seed)
+            ),
+            recorder=recorder,
+            checkpointer=checkpointer,
+            log=config.log,
+            eval=config.eval,
+            checkpoint=config.checkpoint,
+            max_skipped=config.train.max_skipped,
+            flops_per_token=flops_per_token,
+            peak_flops=peak * mesh.size if peak else None,
+        )
         state, measured = train(loop, state)
-    finally:
-        recorder.close()
-        checkpointer.close()
     return state, frozen, measured
+
+
+def _restored(
+    config: TrainingFields, checkpointer: Checkpointer, layout: TrainState, frozen_shapes: Params
+) -> tuple[TrainState, Params] | None:
+    """The state and the parameters not trained of the newest checkpoint, if there is one."""
+    restored = checkpointer.restore(*checkpoint_items(layout, frozen_shapes))
+    if restored is None:
+        return None
+    step, params, progress = restored
+    if step > config.steps:
+        raise UserError(
+            f"config.steps: the run has already made {step:,} steps; give at least as many."
+        )
+    print(f"going on from step {step:,} of {config.steps:,}", file=sys.stderr)
+    trainable, frozen = trees.split(params, config.train.trainable)
+    return TrainState(params=trainable, **progress), frozen

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -79,10 +80,10 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
         return
     phases = Phases()
     corpus = prepare_corpus(config.data, config.tokenizer, workdir, phases)
+    model = architecture(config.model, corpus.tokenizer.vocab_size)
     directory.begin(dataclasses.asdict(config))
     if config.tokenizer.path:  # one that was trained is there already
         corpus.tokenizer.save(directory.tokenizer)
-    model = architecture(config.model, corpus.tokenizer.vocab_size)
     with jax.set_mesh(mesh):
         scores = _train(config, directory, mesh, corpus, model)
     scores |= _data_scores(corpus)
@@ -102,6 +103,7 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
 def _continuing(config: PretrainConfig) -> PretrainConfig:
     """The configuration of a run that begins from another: its model and tokenizer are used."""
     before = RunDirectory(config.init)
+    print(f"config.model and config.tokenizer are those of {config.init}", file=sys.stderr)
     return dataclasses.replace(
         config,
         model=model_config_of(before),

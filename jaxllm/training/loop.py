@@ -270,8 +270,10 @@ class _Clock:
         return self._waited / self._seconds if self._seconds else 0.0
 
     def measured(self) -> dict[str, float]:
+        if not self._seconds:
+            return {}
         return {
-            "train/tokens_per_second": self._tokens / self._seconds if self._seconds else 0.0,
+            "train/tokens_per_second": self._tokens / self._seconds,
             "train/data_wait_share": self.wait_share(),
             "time/compile": self.compile_seconds,
             "time/train": self._seconds,

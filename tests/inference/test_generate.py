@@ -27,7 +27,9 @@ def model(tiny_model):
 def run(model, tiny_params):
     """`(rows, temperature, seed, **options) -> new tokens` for some rows of the prompts."""
 
-    def generated(rows=(0, 1, 2), temperature=0.0, seed=0, eos_id=NO_EOS, prompts=PROMPTS, **kwargs):
+    def generated(
+        rows=(0, 1, 2), temperature=0.0, seed=0, eos_id=NO_EOS, prompts=PROMPTS, **kwargs
+    ):
         rows = np.array(rows)
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(rows)
         return np.asarray(
@@ -53,13 +55,15 @@ def greedy(model, tiny_params):
     params = tiny_params(model)
     total = PROMPTS.shape[1] + NEW
     forward = jax.jit(
-        lambda tokens: Transformer(model).apply(
-            {"params": params},
-            tokens,
-            jnp.broadcast_to(jnp.arange(total), tokens.shape),
-            jnp.ones_like(tokens),
-        )[0]
-        @ output_matrix(params)
+        lambda tokens: (
+            Transformer(model).apply(
+                {"params": params},
+                tokens,
+                jnp.broadcast_to(jnp.arange(total), tokens.shape),
+                jnp.ones_like(tokens),
+            )[0]
+            @ output_matrix(params)
+        )
     )
     tokens = np.zeros((len(PROMPTS), total), np.int32)
     tokens[:, : PROMPTS.shape[1]] = PROMPTS

@@ -97,7 +97,7 @@ def test_the_scan_equals_a_loop_over_its_layers(model, params, packed_rows):
     def loop(params):
         x = params["embedding"][rows["tokens"]]
         for index, stack in enumerate(model.stacks):
-            unit = Unit(stack, residual_scale=1.0)
+            unit = Unit(stack)
             for repeat in range(stack.repeats):
                 one = jax.tree.map(lambda leaf, r=repeat: leaf[r], params[f"stack_{index}"])
                 x, _ = unit.apply({"params": one}, x, None, context)
@@ -190,11 +190,13 @@ def test_bfloat16_states_come_from_float32_parameters(tiny_model, tiny_params, p
     }
 
 
-def test_projections_into_the_residual_stream_begin_smaller(tiny_model):
-    model = tiny_model(layers=8, width=64, mlp_width=64)
-    layer = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))["stack_0"]["layer_0"]
-    for name, part in (("output", "attention"), ("down", "mlp")):
-        np.testing.assert_allclose(np.std(layer[part][name]["kernel"]), 1 / 8 / 4, rtol=0.05)
-    np.testing.assert_allclose(np.std(layer["mlp"]["gate"]["kernel"]), 1 / 8, rtol=0.05)
-    # Each repeat draws its own.
-    assert np.ptp(layer["mlp"]["gate"]["kernel"], axis=0).min() > 0
+def test_a_new_layer_is_the_identity(tiny_model, packed_rows):
+    rows = {name: packed_rows([[SEQ]], SEQ)[name] for name in INPUTS}
+    model = tiny_model()
+    params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
+    embedded = params["embedding"][rows["tokens"]]
+    norm = RMSNorm(model.norm_eps).apply({"params": params["final_norm"]}, embedded)
+    np.testing.assert_allclose(forward(model, params, **rows), norm, rtol=1e-5)
+    # What is drawn differs from layer to layer.
+    gate = params["stack_0"]["layer_0"]["mlp"]["gate"]["kernel"]
+    assert np.ptp(gate, axis=0).min() > 0

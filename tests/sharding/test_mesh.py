@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
 from jaxllm.config import from_dict
 from jaxllm.errors import UserError
@@ -67,5 +66,4 @@ def test_constrain_lays_an_activation_out_over_the_mesh_in_use():
     assert constrain(x, BATCH_AXES) is x  # no mesh, nothing to do
     with jax.set_mesh(make_mesh(MeshConfig(data=4, tensor=2))):
         laid_out = jax.jit(lambda x: constrain(x, BATCH_AXES, "tensor"))(x)
-    assert laid_out.sharding.spec == PartitionSpec(BATCH_AXES, "tensor")
     assert laid_out.sharding.shard_shape(x.shape) == (2, 2)

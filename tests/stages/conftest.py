@@ -91,6 +91,7 @@ def arguments(config_file, corpus):
         stage: str, workdir: Path | None = None, fields: Mapping[str, Any] | None = None
     ) -> list[str]:
         settings = {**SETTINGS, "data.train": corpus} if stage == "pretrain" else {}
+        settings |= {"max_new_tokens": 4} if stage == "generate" else {}
         settings |= fields or {}
         made = [f"--config={config_file(stage)}"]
         made += [f"--workdir={workdir}"] if workdir else []

@@ -112,14 +112,10 @@ def test_a_run_begins_from_the_weights_model_and_tokenizer_of_another(
     assert abs(first - losses[0]) < (beginning - losses[0]) / 2
 
 
-def test_the_same_seed_gives_the_same_run_and_another_does_not(command, finished_run, tmp_path):
-    def losses(run):
-        lines = read_metrics(run / "metrics.jsonl")
-        return [line["train/loss"] for line in lines if "train/loss" in line][:2]
-
-    # The schedule depends on `steps`, from the second step's loss on it shows.
-    fields = {"optimizer__schedule": "constant", "steps": 2}
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        assert command("pretrain", tmp_path / name, seed=seed, **fields).code == 0
-    assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
-    assert losses(tmp_path / "a")[0] == losses(finished_run)[0]
+def test_another_seed_gives_another_run(command, finished_run, tmp_path):
+    assert command("pretrain", tmp_path / "run", seed=1, steps=1).code == 0
+    first, other = (
+        read_metrics(run / "metrics.jsonl")[0]["train/loss"]
+        for run in (finished_run, tmp_path / "run")
+    )
+    assert first != other

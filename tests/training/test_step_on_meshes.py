@@ -23,8 +23,8 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def train(tiny_model, packed_rows):
-    """Trains from seed 0 over a mesh; returns the state before, the state after, the metrics."""
+def train(tiny_model, tiny_params, packed_rows):
+    """Trains over a mesh; returns the state before, the state after, the metrics."""
     model = tiny_model(vocab_size=48, layers=2, width=32)
     batch = packed_rows([[8], [3, 5], [6], [4, 2], [7], [2, 2, 4], [8], [5]] * 2, 8, 48)
 
@@ -42,8 +42,9 @@ def train(tiny_model, packed_rows):
         )
         with jax.set_mesh(mesh):
             layout = shardings(shapes.params, SHARDING_RULES, mesh)
-            init = jax.jit(init_params, static_argnums=0, out_shardings=layout)
-            begin = state = init_state(init(model, jax.random.key(0)), optimizer, shapes)
+            # By way of the host: `init_state` donates what it is given.
+            params = jax.device_put(jax.device_get(tiny_params(model, scale=1.0)), layout)
+            begin = state = init_state(params, optimizer, shapes)
             rows = jax.device_put(batch, batch_sharding(mesh))
             compiled, metrics = jit_step(step, shapes, mesh), []
             for _ in range(STEPS):
@@ -84,3 +85,13 @@ def test_a_mesh_gives_what_one_device_gives(train, one_device, mesh):
             assert {s.data.size for s in leaf.addressable_shards} == {leaf.size // share}, path
     # The state is donated: its memory is used again.
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((begin.params, begin.opt_state)))
+
+
+def test_parameters_created_in_place_are_those_of_one_device(tiny_model):
+    model = tiny_model(vocab_size=48, layers=2, width=32)
+    mesh = make_mesh(MESHES["all axes"])
+    layout = shardings(param_shapes(model), SHARDING_RULES, mesh)
+    key = jax.random.key(0)
+    expected = jax.jit(init_params, static_argnums=0)(model, key)
+    found = jax.jit(init_params, static_argnums=0, out_shardings=layout)(model, key)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), expected)

@@ -1,0 +1,68 @@
+"""SIGTERM and Ctrl-C: when they end a run at once, and when they wait for the step."""
+
+import signal
+
+import pytest
+
+from jaxllm.errors import Preempted
+from jaxllm.preemption import deferred_stop, end_on_signals
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.fixture(autouse=True)
+def _restored_handlers():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_outside_of_training_a_signal_ends_the_run_at_once(number):
+    end_on_signals()
+    with pytest.raises(Preempted, match=f"stopped by {number.name}; run the same command again"):
+        signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_inside_a_signal_is_only_noted(number):
+    end_on_signals()
+    with deferred_stop() as stop:
+        assert not stop
+        signal.raise_signal(number)
+        assert stop
+        assert stop.signal == number.name
+
+
+@pytest.mark.parametrize("second", SIGNALS)
+@pytest.mark.parametrize("first", SIGNALS)
+def test_a_second_signal_ends_the_run_at_once(first, second):
+    end_on_signals()
+    with pytest.raises(Preempted), deferred_stop():
+        signal.raise_signal(first)
+        signal.raise_signal(second)
+
+
+def test_the_handlers_of_before_are_back_afterwards():
+    end_on_signals()
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with deferred_stop():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    with pytest.raises(RuntimeError), deferred_stop():
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_no_handler_of_errors_takes_a_signal_for_one():
+    """It may come at any line, also where damage to a file is survived."""
+    end_on_signals()
+    survived = False
+    with pytest.raises(Preempted):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:
+            survived = True
+    assert not survived

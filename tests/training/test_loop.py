@@ -1,0 +1,413 @@
+"""The training loop: its order of work, its cadence, and the ways it ends."""
+
+import contextlib
+import math
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.checkpoints.checkpointer import CheckpointConfig, Checkpointer
+from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.errors import Preempted
+from jaxllm.preemption import StopRequest
+from jaxllm.training import loop
+from jaxllm.training.loop import EvalConfig, NonFiniteLoss, Run, train
+from jaxllm.training.recorder import LogConfig, Recorder
+from jaxllm.training.state import TrainState
+
+
+class RecordingRecorder(Recorder):
+    def __init__(self, run, start, events):
+        super().__init__(run, start, LogConfig(), {})
+        self._events = events
+
+    def record(self, step, seconds, scalars):
+        kind = "log" if "train/loss" in scalars else "record evaluation"
+        self._events.append((kind, step))
+        super().record(step, seconds, scalars)
+
+
+class RecordingCheckpointer(Checkpointer):
+    def __init__(self, directory, keep, events):
+        self.events = events
+        super().__init__(directory, keep)
+
+    def save(self, step, params, progress):
+        self.events.append(("save", step))
+        super().save(step, params, progress)
+
+
+class Harness:
+    """A run of a step that only counts; events are noted in order."""
+
+    def __init__(self, folder, monkeypatch):
+        self.events = []
+        self.folder = folder
+        self.folder.mkdir(exist_ok=True)
+        self.not_finite = set()
+        self.on_step = lambda step: None
+        self.scores = lambda step: {"eval/loss": 1.0}
+        self._opened = []
+        self._metrics = {}
+        fetch = jax.device_get
+
+        def device_get(tree):
+            if isinstance(tree, dict) and id(tree.get("loss")) in self._metrics:
+                self.events.append(("fetch", self._metrics[id(tree["loss"])][0]))
+            return fetch(tree)
+
+        monkeypatch.setattr(jax, "device_get", device_get)
+
+    def run(self, steps=6, log=1, evaluate=100, checkpoint=100, max_skipped=2, keep=9, source=None):
+        """A `Run` in the folder, and the state that it begins with, restored if there is one."""
+        directory = RunDirectory(self.folder)
+        checkpointer = RecordingCheckpointer(directory.checkpoints, keep, self.events)
+        state = TrainState(
+            step=jnp.int32(0),
+            params={"w": jnp.zeros(())},
+            opt_state={},
+            skipped=jnp.int32(0),
+            skipped_in_a_row=jnp.int32(0),
+            extra={},
+        )
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        items = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device),
+            loop.checkpoint_items(state, {}),
+        )
+        restored = checkpointer.restore(*items)
+        if restored is not None:
+            state = TrainState(params=restored[1], **restored[2])
+        recorder = RecordingRecorder(directory, int(state.step), self.events)
+        self._opened += [recorder, checkpointer]
+        made = Run(
+            steps=steps,
+            step_function=self._step,
+            frozen={},
+            source=source or self._batch,
+            evaluate=self._evaluate,
+            diagnose=lambda state, batch: f"batch {int(batch['tokens'][0])} is at fault",
+            recorder=recorder,
+            checkpointer=checkpointer,
+            log=LogConfig(every=log),
+            eval=EvalConfig(every=evaluate),
+            checkpoint=CheckpointConfig(every=checkpoint),
+            max_skipped=max_skipped,
+            flops_per_token=1.0,
+            peak_flops=None,
+        )
+        return made, state
+
+    def train(self, **options):
+        made, state = self.run(**options)
+        try:
+            return train(made, state)
+        finally:
+            self.close()
+
+    def close(self):
+        while self._opened:
+            self._opened.pop().close()
+
+    def of(self, *kinds):
+        return [event for event in self.events if event[0] in kinds]
+
+    def _batch(self, step, state):
+        self.events.append(("batch", step + 1))
+        return {"tokens": jnp.full(4, step + 1)}
+
+    def _step(self, state, frozen, batch):
+        step = int(batch["tokens"][0])
+        assert step == int(state.step) + 1
+        self.events.append(("step", step))
+        self.on_step(step)
+        bad = step in self.not_finite
+        in_a_row = (int(state.skipped_in_a_row) + 1) * bad
+        metrics = {
+            "loss": jnp.float32(math.nan if bad else 1 / step),
+            "learning_rate": jnp.float32(0.1),
+            "tokens": jnp.float32(4),
+            "skipped": jnp.float32(int(state.skipped) + bad),
+            "skipped_in_a_row": jnp.float32(in_a_row),
+        }
+        self._metrics[id(metrics["loss"])] = (step, metrics)  # held, so that ids stay unique
+        state = state.replace(
+            step=jnp.int32(step),
+            params={"w": state.params["w"] + 1},
+            skipped=jnp.int32(int(state.skipped) + bad),
+            skipped_in_a_row=jnp.int32(in_a_row),
+        )
+        return state, metrics
+
+    def _evaluate(self, step, state):
+        assert int(state.step) == step
+        self.events.append(("evaluate", step))
+        return self.scores(step)
+
+
+@pytest.fixture
+def harness(tmp_path, monkeypatch):
+    made = Harness(tmp_path / "run", monkeypatch)
+    yield made
+    made.close()
+
+
+def test_metrics_are_fetched_after_the_next_step_was_sent(harness):
+    harness.train(steps=4)
+    assert harness.of("step", "fetch") == [
+        ("step", 1),
+        ("step", 2),
+        ("fetch", 1),
+        ("step", 3),
+        ("fetch", 2),
+        ("step", 4),
+        ("fetch", 3),
+        ("fetch", 4),
+    ]
+
+
+def test_at_a_boundary_the_order_is_log_checkpoint_evaluate(harness):
+    harness.train(steps=4, evaluate=2, checkpoint=2)
+    assert harness.events == [
+        ("batch", 1),
+        ("step", 1),
+        ("batch", 2),
+        ("step", 2),
+        ("fetch", 1),
+        ("log", 1),
+        ("fetch", 2),
+        ("log", 2),
+        ("save", 2),
+        ("evaluate", 2),
+        ("record evaluation", 2),
+        ("batch", 3),
+        ("step", 3),
+        ("batch", 4),
+        ("step", 4),
+        ("fetch", 3),
+        ("log", 3),
+        ("fetch", 4),
+        ("log", 4),
+        ("save", 4),
+        ("evaluate", 4),
+        ("record evaluation", 4),
+    ]
+
+
+def test_each_thing_has_its_own_cadence_and_the_last_step_has_all(harness):
+    harness.train(steps=11, log=5, evaluate=4, checkpoint=3)
+    assert [step for _, step in harness.of("log")] == [1, 5, 10, 11]
+    assert [step for _, step in harness.of("save")] == [3, 6, 9, 11]
+    assert [step for _, step in harness.of("evaluate")] == [4, 8, 11]
+
+
+def test_the_state_and_what_was_measured_are_returned(harness):
+    state, measured = harness.train(steps=5)
+    assert int(state.step) == 5
+    assert float(state.params["w"]) == 5
+    assert measured["train/steps"] == 5
+    assert measured["train/tokens_per_second"] > 0
+    assert measured["time/compile"] >= 0
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    def perf_counter(self):
+        return self.now
+
+
+def test_time_is_counted_in_steps_alone(harness, monkeypatch):
+    """Of each step's 4 s, 1 s is waiting for data; nothing else counts but the first step."""
+    clock = Clock()
+    monkeypatch.setattr(loop.time, "monotonic", clock.monotonic)
+
+    def passes(seconds):
+        clock.now += seconds
+
+    def source(step, state):
+        passes(1)
+        return harness._batch(step, state)
+
+    def scores(step):
+        passes(1000)
+        return {"eval/loss": 1.0}
+
+    harness.on_step = lambda step: passes(500 if step == 1 else 3)
+    harness.scores = scores
+    _, measured = harness.train(steps=5, evaluate=2, source=source)
+    assert measured["train/data_wait_share"] == pytest.approx(1 / 4)
+    # The first step is read once the second was sent: four steps of 4 tokens in three steps' time.
+    assert measured["time/train"] == pytest.approx(3 * 4, abs=1e-6)
+    assert measured["time/compile"] == pytest.approx(501 + 4)
+
+
+def test_a_run_that_diverges_stops_and_names_the_fault(harness):
+    harness.not_finite = {3, 4, 5, 6}
+    with pytest.raises(NonFiniteLoss) as stopped:
+        harness.train(steps=10, max_skipped=2)
+    message = str(stopped.value)
+    assert message.startswith("3 steps in a row up to step 5 had a loss or gradient")
+    assert "batch 5 is at fault" in message
+    assert harness.of("save") == []
+
+
+def test_a_few_steps_that_are_not_finite_are_survived_and_counted(harness):
+    harness.not_finite = {2, 3, 5, 6}
+    state, _ = harness.train(steps=8, max_skipped=2)
+    assert int(state.skipped) == 4
+    lines = Recorder(RunDirectory(harness.folder), 8, LogConfig(), {}).history()
+    assert math.isnan(lines[1]["train/loss"])
+    assert lines[7]["train/skipped"] == 4
+
+
+def test_a_run_that_diverges_at_a_checkpoint_does_not_save_it(harness):
+    harness.not_finite = {4}
+    with pytest.raises(NonFiniteLoss):
+        harness.train(steps=10, max_skipped=0, checkpoint=2)
+    assert harness.of("save") == [("save", 2)]
+
+
+def test_an_evaluation_that_raises_finds_its_step_saved(harness):
+    def scores(step):
+        raise RuntimeError("no scores today")
+
+    harness.scores = scores
+    with pytest.raises(RuntimeError, match="no scores today"):
+        harness.train(steps=6, evaluate=2, checkpoint=2)
+    made, state = harness.run()
+    assert made.checkpointer.steps() == [2]
+    assert int(state.step) == 2
+
+
+def test_a_restored_step_whose_evaluation_is_missing_is_evaluated_first(harness):
+    def scores(step):
+        raise KeyboardInterrupt
+
+    harness.scores = scores
+    with contextlib.suppress(KeyboardInterrupt):
+        harness.train(steps=4, evaluate=2, checkpoint=2)
+    harness.events.clear()
+    harness.scores = lambda step: {"eval/loss": 1.0}
+    harness.train(steps=4, evaluate=2, checkpoint=2)
+    assert harness.events[:3] == [("evaluate", 2), ("record evaluation", 2), ("batch", 3)]
+    harness.events.clear()
+    harness.train(steps=4, evaluate=2, checkpoint=2)  # all is there: nothing to do
+    assert harness.events == []
+
+
+def test_a_restored_step_with_no_evaluation_due_is_not_evaluated(harness):
+    with contextlib.suppress(NonFiniteLoss):
+        harness.not_finite = {3}
+        harness.train(steps=4, evaluate=4, checkpoint=2, max_skipped=0)
+    harness.events.clear()
+    harness.not_finite = set()
+    harness.train(steps=4, evaluate=4, checkpoint=2, max_skipped=0)
+    assert harness.of("evaluate") == [("evaluate", 4)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [
+        ({2: 3.0, 4: 1.0, 6: 2.0, 8: 2.0}, [4, 8]),
+        ({2: 1.0, 4: 3.0, 6: 2.0, 8: 2.0}, [2, 8]),
+        ({2: 4.0, 4: 3.0, 6: 2.0, 8: 1.0}, [8]),
+        ({2: math.nan, 4: 1.0, 6: 2.0, 8: math.nan}, [4, 8]),
+    ],
+)
+def test_the_checkpoint_of_the_lowest_evaluation_loss_stays(harness, losses, kept):
+    harness.scores = lambda step: {"eval/loss": losses[step]}
+    harness.train(steps=8, evaluate=2, checkpoint=2, keep=1)
+    assert harness.run()[0].checkpointer.steps() == kept
+
+
+def test_the_best_is_among_the_steps_that_have_a_checkpoint(harness):
+    losses = {1: 0.0, 2: 2.0, 3: 0.0, 4: 3.0, 5: 0.0, 6: 3.0}
+    harness.scores = lambda step: {"eval/loss": losses[step]}
+    harness.train(steps=6, evaluate=1, checkpoint=2, keep=1)
+    assert harness.run()[0].checkpointer.steps() == [2, 6]
+
+
+def test_the_best_is_known_again_after_a_restart(harness):
+    harness.scores = lambda step: {"eval/loss": {2: 1.0, 4: 2.0}.get(step, 3.0)}
+    harness.train(steps=4, evaluate=2, checkpoint=2, keep=1)
+    harness.train(steps=8, evaluate=2, checkpoint=2, keep=1)
+    assert harness.run()[0].checkpointer.steps() == [2, 8]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_after_the_step_under_way(harness, number):
+    harness.on_step = lambda step: step == 3 and signal.raise_signal(number)
+    with pytest.raises(Preempted) as stopped:
+        harness.train(steps=10, log=5)
+    assert str(stopped.value).startswith(f"stopped by {number.name} after step 3, which is saved;")
+    assert harness.of("save") == [("save", 3)]
+    harness.on_step = lambda step: None
+    harness.train(steps=5, log=5)
+    assert [step for _, step in harness.of("log")] == [1, 5]
+
+
+class AtReading(StopRequest):
+    """A signal that comes just before the request is read for the n-th time."""
+
+    def __init__(self, reading):
+        super().__init__()
+        self._left = reading
+
+    def __bool__(self):
+        self._left -= 1
+        if self._left == 0:
+            self.signal = "SIGTERM"
+        return super().__bool__()
+
+
+@pytest.mark.parametrize("reading", range(1, 10))
+def test_a_signal_at_any_moment_loses_no_step_and_no_line(harness, monkeypatch, reading):
+    @contextlib.contextmanager
+    def deferred_stop():
+        yield AtReading(reading)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "deferred_stop", deferred_stop)
+        with contextlib.suppress(Preempted):
+            harness.train(steps=4, evaluate=3, checkpoint=3)
+    made, state = harness.run(steps=4, evaluate=3, checkpoint=3)
+    assert [line["step"] for line in made.recorder.history() if "train/loss" in line] == list(
+        range(1, int(state.step) + 1)
+    )
+    assert int(state.step) == max((step for _, step in harness.of("step")), default=0)
+
+
+def test_a_signal_when_the_disk_is_full_does_not_claim_to_have_saved(harness, monkeypatch):
+    harness.on_step = lambda step: step == 2 and signal.raise_signal(signal.SIGTERM)
+    made, state = harness.run(steps=4)
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(made.checkpointer._manager, "save", full)
+    with pytest.raises(Preempted, match="after step 2, which could not be saved"):
+        train(made, state)
+
+
+def test_a_checkpoint_holds_frozen_parameters_too(harness):
+    _, state = harness.run()
+    params, progress = loop.checkpoint_items(state, {"base": {"w": jnp.ones(2)}})
+    assert params.keys() == {"w", "base"}
+    assert progress.keys() == {"step", "opt_state", "skipped", "skipped_in_a_row", "extra"}
+    np.testing.assert_array_equal(params["base"]["w"], np.ones(2))
+
+
+@pytest.mark.parametrize("fields", [{"every": 0}, {"max_batches": -1}])
+def test_the_configuration_is_checked(fields):
+    with pytest.raises(ValueError, match="every, max_batches"):
+        EvalConfig(**fields)
