@@ -4,12 +4,18 @@ import dataclasses
 import re
 from typing import Any
 
+import jax
 import optax
+import optax.contrib
 
 from jaxllm import trees
 
 # Weight decay is for matrices; norm scales and biases are left alone.
 _DECAYED = r"(.*/)?(kernel|embedding|output)"
+# Muon is for the matrices inside layers; embedding and output follow Adam.
+_ORTHOGONALISED = r"(.*/)?kernel"
+# Root mean square of AdamW's updates, which Muon's are brought to (Liu et al. 2025, section 2.2).
+_ADAM_RMS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +23,8 @@ class OptimizerConfig:
     """How parameters move."""
 
     name: str = "adamw"
-    """`adamw` (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101)."""
+    """`adamw` (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), or `muon` (Jordan et
+    al. 2024, https://kellerjordan.github.io/posts/muon), at the learning rates of `adamw`."""
     learning_rate: float = 1e-3
     """Peak of the schedule."""
     weight_decay: float = 0.1
@@ -40,12 +47,12 @@ class OptimizerConfig:
     """Share of all steps over which `wsd` decays, linearly, at the end."""
 
     def __post_init__(self) -> None:
-        if self.name != "adamw":
-            raise ValueError(f"name: must be adamw, and was given {self.name!r}")
-        if self.schedule not in _SCHEDULES:
-            raise ValueError(
-                f"schedule: must be one of {', '.join(_SCHEDULES)}, and was given {self.schedule!r}"
-            )
+        for name, known in (("name", _OPTIMIZERS), ("schedule", _SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}: must be one of {', '.join(known)}, "
+                    f"and was given {getattr(self, name)!r}"
+                )
         for name in ("learning_rate", "weight_decay", "clip_norm", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must not be negative")
@@ -108,11 +115,47 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
         clip,
-        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        _OPTIMIZERS[config.name](config),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )
 
 
 def decayed(params: trees.Tree) -> Any:
     """The tree that says which parameters weight decay applies to: the matrices."""
-    return trees.map_with_paths(lambda path, _: bool(re.fullmatch(_DECAYED, path)), params)
+    return _matching(_DECAYED, params)
+
+
+def _adamw(config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+
+
+def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Momentum made orthogonal by Newton-Schulz steps, for the matrices inside layers.
+
+    Updates are scaled to the size of AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982),
+    so that one learning rate and one weight decay serve all parameters.
+    """
+
+    def dimensions(params: Any) -> Any:  # kernels are [..., in, out]
+        numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+        return jax.tree.map(lambda _: numbers, params)
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=dimensions),
+        optax.stateless_with_tree_map(
+            lambda update, _: _ADAM_RMS * max(update.shape[-2:]) ** 0.5 * update
+        ),
+    )
+    return optax.chain(
+        optax.masked(muon, lambda params: _matching(_ORTHOGONALISED, params)),
+        optax.masked(_adamw(config), lambda params: _matching(_ORTHOGONALISED, params, False)),
+    )
+
+
+_OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
+
+
+def _matching(pattern: str, params: trees.Tree, matching: bool = True) -> Any:
+    return trees.map_with_paths(
+        lambda path, _: bool(re.fullmatch(pattern, path)) == matching, params
+    )

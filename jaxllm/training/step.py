@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxllm import trees
 from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, Sums
 from jaxllm.sharding.mesh import BATCH_AXES, batch_sharding, constrain
 from jaxllm.sharding.rules import Rules, shardings, with_sharding
@@ -149,12 +150,9 @@ def state_shapes(
     replicated = NamedSharding(mesh, PartitionSpec())
     by_param = shardings(param_shapes, rules, mesh)
     opt_shapes = jax.eval_shape(optimizer.init, param_shapes)
-    opt_shardings = optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        opt_shapes,
-        by_param,
-        transform_non_params=lambda _: replicated,
+    by_path = dict(trees.leaves_with_paths(by_param))
+    opt_shardings = jax.tree_util.tree_map_with_path(
+        lambda keys, _: by_path.get(_parameter_path(keys), replicated), opt_shapes
     )
     shapes = jax.eval_shape(new_state, param_shapes, opt_shapes)
     layout = jax.tree.map(lambda _: replicated, shapes)
@@ -172,6 +170,12 @@ def init_state(
         donate_argnums=0,
     )
     return make(params)
+
+
+def _parameter_path(keys: tuple[Any, ...]) -> str:
+    """The parameter that a leaf of the optimizer's state belongs to, by the dicts it lies in."""
+    names = (key.key for key in keys if isinstance(key, jax.tree_util.DictKey))
+    return "/".join(names)
 
 
 def _interleave(array: Array, parts: int) -> Array:

@@ -1,4 +1,4 @@
-"""AdamW against Optax's, and the schedules at the steps that matter."""
+"""AdamW against Optax's, what Muon does to a matrix, and the schedules at their corners."""
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,39 @@ def gradients(step):
 
 def test_only_matrices_are_decayed():
     assert decayed(PARAMS) == DECAYED
+
+
+def test_muon_makes_the_matrices_of_layers_orthogonal_and_leaves_the_rest_to_adam():
+    config = OptimizerConfig(name="muon", weight_decay=0.0, clip_norm=0.0)
+    keys = jax.random.split(jax.random.key(0), 2)
+    grads = {
+        "embedding": jax.random.normal(keys[0], (6, 4)),
+        "stack_0": {"mlp": {"kernel": jax.random.normal(keys[1], (3, 8, 16))}},
+    }
+    grads["stack_0"]["mlp"]["kernel"] *= jnp.array([1.0, 100.0, 0.01])[:, None, None]
+    directions = one_update(config, grads)
+    # Five Newton-Schulz steps bring every singular value near 1 in each layer of the stack,
+    # whatever the size of its gradient; the scale is 0.2 √max(in, out).
+    values = np.linalg.svd(directions["stack_0"]["mlp"]["kernel"], compute_uv=False)
+    assert (values > 0.2 * 4 * 0.6).all()
+    assert (values < 0.2 * 4 * 1.3).all()
+    adam = one_update(OptimizerConfig(weight_decay=0.0, clip_norm=0.0), grads)
+    np.testing.assert_allclose(directions["embedding"], adam["embedding"], rtol=1e-6)
+
+
+def test_muon_treats_each_layer_of_a_stack_alone():
+    config = OptimizerConfig(name="muon", weight_decay=0.0, clip_norm=0.0)
+    stacked = jax.random.normal(jax.random.key(1), (2, 4, 6))
+    both = one_update(config, {"kernel": stacked})["kernel"]
+    for layer in range(2):
+        alone = one_update(config, {"kernel": stacked[layer]})["kernel"]
+        np.testing.assert_allclose(both[layer], alone, atol=1e-5)
+
+
+def one_update(config, grads):
+    optimizer = make_optimizer(config)
+    params = jax.tree.map(jnp.zeros_like, grads)
+    return jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.7])
@@ -144,7 +177,7 @@ def test_a_run_shorter_than_its_warmup_has_a_schedule(schedule):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "sgd"}, r"config\.optimizer\.name: must be adamw"),
+        ({"name": "sgd"}, r"config\.optimizer\.name: must be one of adamw, muon"),
         ({"schedule": "step"}, r"config\.optimizer\.schedule: must be one of cosine, linear"),
         ({"learning_rate": -1.0}, r"config\.optimizer\.learning_rate: must not be negative"),
         ({"beta2": 1.5}, r"config\.optimizer\.beta2: must be in \[0, 1\]"),

@@ -28,15 +28,15 @@ def train(tiny_model, tiny_params, packed_rows):
     model = tiny_model(vocab_size=48, layers=2, width=32)
     batch = packed_rows([[8], [3, 5], [6], [4, 2], [7], [2, 2, 4], [8], [5]] * 2, 8, 48)
 
-    def run(config):
+    def run(config, options=OPTIMIZER):
         sizes = (config.data, config.fsdp, config.tensor)
         mesh = make_mesh(config, jax.devices()[: int(np.prod(sizes))])
-        optimizer = make_optimizer(OPTIMIZER)
+        optimizer = make_optimizer(options)
         shapes = state_shapes(param_shapes(model), optimizer, SHARDING_RULES, mesh)
         step = make_train_step(
             next_token(model, NextTokenConfig(z_loss=1e-3)),
             optimizer,
-            learning_rate_schedule(OPTIMIZER, STEPS),
+            learning_rate_schedule(options, STEPS),
             micro_batches=2,
             seed=0,
         )
@@ -85,6 +85,16 @@ def test_a_mesh_gives_what_one_device_gives(train, one_device, mesh):
             assert {s.data.size for s in leaf.addressable_shards} == {leaf.size // share}, path
     # The state is donated: its memory is used again.
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((begin.params, begin.opt_state)))
+
+
+def test_muon_on_a_mesh_gives_what_it_gives_on_one_device(train):
+    muon = OptimizerConfig(name="muon", learning_rate=0.01)
+    _, _, expected = train(MeshConfig(data=1), muon)
+    _, state, found = train(MESHES["all axes"], muon)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
+    momentum = state.opt_state[1][0].inner_state[0].mu["stack_0"]["layer_0"]["mlp"]["up"]["kernel"]
+    assert {s.data.size for s in momentum.addressable_shards} == {momentum.size // 4}
 
 
 def test_parameters_created_in_place_are_those_of_one_device(tiny_model):
