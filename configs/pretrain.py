@@ -11,12 +11,14 @@ Presets, chosen as `--config=configs/pretrain.py:PRESET`:
     tiny   a model of 50 thousand parameters, for seconds: does everything work?
     dN     one dial, the depth N: all else follows from it by the rules of `dial`; :d4 trains
            5 M parameters (a night on a laptop), :d12 110 M (1.5e18 FLOPs: a GPU)
-    124m   the size of GPT-2 (12 layers of 768); one GPU of 80 GB
-    350m   24 layers of 1024; eight GPUs
-    1b     the shape of Llama 3.2 1B; --config.mesh.fsdp=8 on eight GPUs
+    124m   the size of GPT-2 (12 layers of 768); one large GPU
+    350m   24 layers of 1024; one large GPU, or eight
+    1b     the shape of Llama 3.2 1B; as in --config.mesh.fsdp=8 on eight
     8b     the shape of Llama 3 8B; a pod, as in --config.mesh.fsdp=64 --config.mesh.tensor=4
 
-All but `tiny` and the default want your text: `--config.data.train=my_text.jsonl`.
+The last four want your text, `--config.data.train=my_text.jsonl`, and hold few rows at once:
+raise `micro_batch_size` as far as memory goes. Nobody has trained them with this code yet; that
+their programs compile, and what memory they take, is tested and measured (docs/performance.md).
 """
 
 import re
@@ -61,7 +63,6 @@ def first(config: ConfigDict) -> None:
     config.optimizer.final_fraction = 0.0
     config.checkpoint.every = 100
     config.eval.every = 300
-    config.eval.max_batches = 16
     config.prompt = "Return the"
     config.max_new_tokens = 96
     config.temperature = 0.8
@@ -120,6 +121,8 @@ def _gpt2_like(config: ConfigDict, layers: int, width: int, steps: int) -> None:
     config.model.heads = width // 64
     config.data.seq_len = 1024
     config.batch_size = 512
+    config.micro_batch_size = 16
+    config.model.remat = "full"
     config.optimizer.learning_rate = 6e-4 * 768 / width
 
 
@@ -135,6 +138,7 @@ def _llama3_like(config: ConfigDict, layers: int, width: int, mlp_width: int, st
     config.model.remat = "full"
     config.data.seq_len = 2048
     config.batch_size = 512
+    config.micro_batch_size = 64 if layers > 16 else 16
     config.optimizer.learning_rate = 6e-4 * 768 / width
 
 

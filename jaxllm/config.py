@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping
@@ -125,6 +126,8 @@ def _checked(kind: type, default: Any, value: Any, path: str) -> Any:
         return _updated(default, value, path)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config.{path}: must be a finite number, and was given {value!r}.")
     if type(value) is not kind:
         raise UserError(
             f"config.{path}: must be {kind.__name__}, and was given {value!r} "

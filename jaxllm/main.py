@@ -5,6 +5,7 @@ mistake, told in one line; 75 stopped by a signal after saving, to be run again;
 with a traceback.
 """
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ STAGES = {
 }
 """Each stage's module, with its `run(config, workdir)`, and the dataclass of its configuration."""
 
+# What only the user can mend: a place that cannot be read or written, a full disk.
+_USERS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR)
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code; unexpected errors pass through."""
@@ -36,6 +40,11 @@ def main(arguments: Sequence[str]) -> int:
     except (UserError, Preempted) as error:
         print(f"jaxllm: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _USERS_ERRNOS or not error.filename:
+            raise
+        print(f"jaxllm: {error.filename}: {error.strerror}", file=sys.stderr)
+        return UserError.exit_code
     return 0
 
 

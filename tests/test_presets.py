@@ -73,7 +73,9 @@ def test_an_unknown_preset_lists_the_known():
 
 
 def test_the_1b_train_step_compiles_for_eight_devices():
-    config = load("1b", "--config.mesh.fsdp=4", "--config.mesh.tensor=2", "--config.batch_size=8")
+    config = load(
+        "1b", "--config.mesh.fsdp=4", "--config.mesh.tensor=2", "--config.micro_batch_size=8"
+    )
     model, mesh = model_of(config), make_mesh(config.mesh)
     optimizer = make_optimizer(config.optimizer)
     with jax.set_mesh(mesh):

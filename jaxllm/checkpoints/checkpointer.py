@@ -64,7 +64,7 @@ class Checkpointer:
         self._read_only = read_only
         self._warn = warn
         self._saving: int | None = None
-        self._best: int | None = None
+        self._best: tuple[int, ...] = ()
         self._open()
 
     def _open(self) -> None:
@@ -113,9 +113,9 @@ class Checkpointer:
             self._drop_old()
         self._saving = None
 
-    def mark_best(self, step: int) -> None:
-        """Keeps the checkpoint of `step` until another is marked."""
-        self._best = step
+    def mark_best(self, *steps: int) -> None:
+        """Keeps the first of `steps` that has a checkpoint, until others are marked."""
+        self._best = steps
 
     def restore(self, params: Any, progress: Any) -> tuple[int, Any, Any] | None:
         """The newest checkpoint that can be read, or None when there is none.
@@ -189,7 +189,8 @@ class Checkpointer:
 
     def _drop_old(self) -> None:
         steps = self.steps()
-        for step in set(steps[: -self._keep]) - {self._best}:
+        best = next((step for step in self._best if step in steps), None)
+        for step in set(steps[: -self._keep]) - {best}:
             self._manager.delete(step)
 
     def _set_aside(self, step: int) -> None:

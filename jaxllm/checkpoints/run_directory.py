@@ -6,6 +6,7 @@ files of the layout (docs/formats.md) are written by the rooms that own them.
 
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,10 @@ class RunDirectory:
         return self.path / "summary.json"
 
     @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -70,14 +75,17 @@ class RunDirectory:
         except OSError as error:
             raise self._unwritable(error) from None
 
-    def begin(self, config: Mapping[str, Any]) -> None:
+    def begin(self, config: Mapping[str, Any], data: Mapping[str, str] | None = None) -> None:
         """Writes `config.json`, after `open`: from here on the directory belongs to this run.
+
+        `data` are fingerprints of what the run reads, to be found again when it is resumed.
 
         To be called once the data is found good, so that a mistake there can be mended without
         another directory.
         """
         try:
-            write_json(self.config_path, {"config": config, "versions": versions()})
+            recorded = {"config": config, "data": dict(data or {}), "versions": versions()}
+            write_json(self.config_path, recorded)
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -87,8 +95,15 @@ class RunDirectory:
         Raises:
             UserError: this is no run directory.
         """
+        return self._recorded("config")
+
+    def data(self) -> dict[str, str]:
+        """The fingerprints of what the run reads, as `begin` recorded them; else empty."""
+        return self._recorded("data") if self.config_path.exists() else {}
+
+    def _recorded(self, name: str) -> dict[str, Any]:
         try:
-            config = json.loads(self.config_path.read_text(encoding="utf-8"))["config"]
+            recorded = json.loads(self.config_path.read_text(encoding="utf-8"))[name]
         except FileNotFoundError:
             raise UserError(
                 f"{self.path}: is no run directory (it has no config.json); "
@@ -96,13 +111,21 @@ class RunDirectory:
             ) from None
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(f"{self.config_path}: cannot be read ({error}).") from None
-        if not isinstance(config, dict):
-            raise UserError(f"{self.config_path}: cannot be read (its config is no object).")
-        return config
+        if not isinstance(recorded, dict):
+            raise UserError(f"{self.config_path}: cannot be read (its {name} is no object).")
+        return recorded
 
     def write_summary(self, scores: Mapping[str, float]) -> None:
-        """Writes `summary.json`: final scores by flat name."""
-        write_json(self.summary, dict(scores))
+        """Writes `summary.json`: final scores by flat name; one that is not finite is null."""
+        finite = {name: s if math.isfinite(s) else None for name, s in scores.items()}
+        write_json(self.summary, finite)
+
+    def final_scores(self) -> dict[str, Any]:
+        """What `summary.json` holds; empty where it cannot be read."""
+        try:
+            return json.loads(self.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"--workdir={self.path}: cannot be written ({error.strerror}).")

@@ -141,7 +141,7 @@ class EvalBatches:
         sharding: jax.sharding.NamedSharding,
         max_batches: int = 0,
     ):
-        """Args as of `BatchSource`; `max_batches` 0 means all.
+        """Args as of `BatchSource`; at most `max_batches`, of rows spread over all; 0: all rows.
 
         Raises:
             UserError: the devices cannot divide the batch.
@@ -152,6 +152,8 @@ class EvalBatches:
         self._sharding = sharding
         batches = -(-len(rows) // batch_size)
         self._batches = min(batches, max_batches) if max_batches else batches
+        # Some stand for all: every so-many-th row, rather than those of the first documents.
+        self._stride = batches // self._batches if batches else 1
 
     def __len__(self) -> int:
         return self._batches
@@ -164,7 +166,7 @@ class EvalBatches:
             )
 
     def _row_or_empty(self, first: int, row: int) -> Row:
-        index = first + row
+        index = self._stride * (first + row)
         return self._rows[index] if index < len(self._rows) else empty_row(self._rows.seq_len)
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,11 @@ class Corpus:
     split: SplitDocuments
 
     @property
+    def fingerprints(self) -> dict[str, str]:
+        """What a run must find again when it is resumed."""
+        return {"text": self.split.fingerprint, "tokenizer": self.tokenizer.fingerprint}
+
+    @property
     def bad_lines(self) -> int:
         """Lines set aside; they are listed in the work directory's `rejected.jsonl`."""
         return self.split.bad_lines
@@ -91,6 +96,7 @@ def prepare_corpus(
     tokenizer: TokenizerConfig,
     work_dir: Path,
     report: Report = lambda phase, done, total: None,
+    expected: Mapping[str, str] | None = None,
 ) -> Corpus:
     """Reads and splits the sources, trains or loads the tokenizer, and tokenises both sides.
 
@@ -103,14 +109,18 @@ def prepare_corpus(
         tokenizer: what to train, or the path of one to use.
         work_dir: the run's folder; made if need be.
         report: told of progress.
+        expected: the `Corpus.fingerprints` that a run began with; nothing is written before the
+            text has been found to be the same.
 
     Raises:
         UserError: a source, the tokenizer's path or the vocabulary's size is wrong; there is no
-            text; or too many lines are bad.
+            text; too many lines are bad; or text or tokenizer is not the one expected.
     """
     stores = _stores(data, work_dir)
     split = _split_documents(data, stores, work_dir, report)
+    _check_expected(expected, "text", split.fingerprint)
     trained = _tokenizer(tokenizer, split, work_dir, report)
+    _check_expected(expected, "tokenizer", trained.fingerprint)
     folder = stores / split.fingerprint / trained.fingerprint
     fingerprint = _hash(split.fingerprint, trained.fingerprint, FORMAT_VERSION)
 
@@ -124,6 +134,14 @@ def prepare_corpus(
         eval=store("eval", split.eval_bytes),
         split=split,
     )
+
+
+def _check_expected(expected: Mapping[str, str] | None, name: str, fingerprint: str) -> None:
+    if expected and expected.get(name) != fingerprint:
+        raise UserError(
+            f"the {name} is not the one that the run began with (a source has changed since); "
+            "restore it, or begin another run in another --workdir."
+        )
 
 
 def prepare_text(

@@ -13,6 +13,7 @@ from jaxllm.errors import UserError
 from jaxllm.tokenizers.special_tokens import BOS, EOS
 
 _LINES_BEFORE_JUDGING = 1000
+_HOPELESS = 10  # times the bad lines allowed: good ones to come will hardly make up for it
 _MARKER = re.compile(f"({re.escape(BOS)}|{re.escape(EOS)})")
 
 
@@ -134,7 +135,10 @@ def read_documents(
             elif rejected is not None:
                 bad.append(record)
                 rejected.add(record)
-                if lines >= _LINES_BEFORE_JUDGING and len(bad) > max_bad_fraction * lines:
+                if (
+                    lines >= _LINES_BEFORE_JUDGING
+                    and len(bad) > _HOPELESS * max_bad_fraction * lines
+                ):
                     break
         if rejected is not None and len(bad) > max_bad_fraction * lines:
             raise UserError(

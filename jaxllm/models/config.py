@@ -47,6 +47,9 @@ class ModelConfig:
         for name in ("kv_heads", "head_dim", "mlp_width"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must not be negative; 0 chooses by the others")
+        for name in ("rope_theta", "norm_eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: must be positive")
         if not self.head_dim and self.width % self.heads:
             raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
         if self.kv_heads and self.heads % self.kv_heads:

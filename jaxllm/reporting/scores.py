@@ -61,7 +61,6 @@ GROUPS: dict[str, dict[str, Score]] = {
         "train/tokens_per_second": Score("throughput", _rate),
         "train/mfu": Score("MFU", quantities.share),
         "train/data_wait_share": Score("waiting for data", quantities.share),
-        "train/seconds": Score("time in steps", quantities.duration),
         "train/skipped": Score("steps skipped, not finite", quantities.number),
     },
     TIME: {

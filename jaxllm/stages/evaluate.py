@@ -24,6 +24,26 @@ from jaxllm.tokenizers.config import TokenizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluateDataConfig:
+    """The text to measure on; what is not here is as in the run's training."""
+
+    eval: str = ""
+    """Sources of text, separated by commas; empty: what the run held out."""
+    seq_len: int = 0
+    """Tokens in a row; 0: as the run was trained."""
+    max_bad_fraction: float = 0.01
+    """Stop when more than this share of a source's lines is bad."""
+    parse_special_tokens: bool = True
+    """Read each `<s>…</s>` span of a record as a document of its own."""
+    store: str = ""
+    """Folder for tokenised text; empty: inside the work directory, if there is one."""
+
+    def __post_init__(self) -> None:
+        if self.seq_len < 0:
+            raise ValueError("seq_len: must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
     """A trained model measured on text."""
 
@@ -31,9 +51,7 @@ class EvaluateConfig:
     """Always `evaluate`."""
     init: str = ""
     """Run directory whose model is measured."""
-    data: DataConfig = DataConfig()
-    """Only `eval`, `seq_len` and how text is read matter here. Empty `data.eval`: the text that
-    the run held out, cut into rows as the run did."""
+    data: EvaluateDataConfig = EvaluateDataConfig()
     batch_size: int = 32
     """Rows at once, over all devices."""
     mesh: MeshConfig = MeshConfig()
@@ -52,16 +70,18 @@ def run(config: EvaluateConfig, workdir: Path | None) -> None:
     if directory is not None:
         directory.open(dataclasses.asdict(config))
     trained_on = configuration.from_dict(DataConfig, source.config()["data"], "data")
-    data = config.data if config.data.eval else trained_on
+    data = dataclasses.replace(trained_on, seq_len=config.data.seq_len or trained_on.seq_len)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as scratch:
         loaded = load_model(config.init, mesh)
         phases = Phases()
         if config.data.eval:
+            given = dataclasses.asdict(config.data) | {"seq_len": data.seq_len}
+            data = dataclasses.replace(data, **given)
             store = prepare_text(data, loaded.tokenizer, workdir or Path(scratch), phases)
         else:
             tokenizer = TokenizerConfig(path=str(source.tokenizer))
-            store = prepare_corpus(data, tokenizer, source.path, phases).eval
+            store = prepare_corpus(data, tokenizer, source.path, phases, source.data()).eval
         scores = _scores(config, loaded, store, data)
     if directory is not None:
         directory.begin(dataclasses.asdict(config))

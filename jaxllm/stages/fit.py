@@ -46,7 +46,9 @@ def check_batch(config: TrainingFields, mesh: Mesh) -> None:
 
 def is_finished(config: TrainingFields, run: RunDirectory) -> bool:
     """Whether the run directory holds a run that has made its steps and told its scores."""
-    if not (run.summary.exists() and run.checkpoints.is_dir()):
+    if not (run.report.exists() and run.checkpoints.is_dir()):
+        return False
+    if run.final_scores().get("train/steps") != config.steps:
         return False
     checkpointer = Checkpointer(run.checkpoints, config.checkpoint.keep, read_only=True)
     steps = checkpointer.steps()

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from jaxllm.checkpoints.load import load_model
+from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.errors import UserError
 from jaxllm.inference.generate import generate_text
 from jaxllm.reporting.samples import append_samples
@@ -37,6 +38,8 @@ def run(config: GenerateConfig, workdir: Path | None) -> None:
     """Prints the prompt with its continuations; with a work directory, writes `samples.md` too."""
     if not config.init:
         raise UserError("config.init: give the run directory of a trained model.")
+    if workdir is not None and RunDirectory(workdir).config_path.exists():
+        raise UserError(f"--workdir={workdir}: holds a run, whose samples would be lost.")
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         loaded = load_model(config.init, mesh)

@@ -57,7 +57,8 @@ class PretrainConfig(TrainingFields, SamplingFields):
     model: ModelConfig = ModelConfig()
     objective: NextTokenConfig = NextTokenConfig()
     references: bool = True
-    """Whether to measure gzip, xz, unigram and bigram on the held-out text, to compare with."""
+    """Whether to measure gzip, xz, unigram and bigram on the held-out text, to compare with; left
+    out beyond 64 MiB of held-out or 1 GiB of training text."""
 
     def __post_init__(self) -> None:
         TrainingFields.__post_init__(self)
@@ -71,7 +72,7 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
         raise UserError("--workdir is missing: give the directory that the run is to be kept in.")
     directory = RunDirectory(workdir)
     if config.init:
-        config = _continuing(config)
+        config = _continuing(config, directory)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     directory.open(dataclasses.asdict(config))
@@ -79,15 +80,18 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
         print(f"{workdir}: the run is finished; raise config.steps to train on.")
         return
     phases = Phases()
-    corpus = prepare_corpus(config.data, config.tokenizer, workdir, phases)
+    tokenizer, begun_with = config.tokenizer, directory.data()
+    if begun_with and tokenizer.path:  # the run has its own copy
+        tokenizer = dataclasses.replace(tokenizer, path=str(directory.tokenizer))
+    corpus = prepare_corpus(config.data, tokenizer, workdir, phases, begun_with)
     model = architecture(config.model, corpus.tokenizer.vocab_size)
-    directory.begin(dataclasses.asdict(config))
-    if config.tokenizer.path:  # one that was trained is there already
+    if config.tokenizer.path and not begun_with:  # one that was trained is there already
         corpus.tokenizer.save(directory.tokenizer)
+    directory.begin(dataclasses.asdict(config), corpus.fingerprints)
     with jax.set_mesh(mesh):
         scores = _train(config, directory, mesh, corpus, model)
     scores |= _data_scores(corpus)
-    if config.references and corpus.eval.num_bytes <= _REFERENCE_BYTES:
+    if config.references and _affordable(corpus):
         scores |= _references(corpus)
     scores["time/tokenizer"] = phases.seconds.get("train tokenizer", 0.0)
     scores["time/tokenise"] = sum(
@@ -100,14 +104,19 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
     print(f"report: {report}")
 
 
-def _continuing(config: PretrainConfig) -> PretrainConfig:
-    """The configuration of a run that begins from another: its model and tokenizer are used."""
-    before = RunDirectory(config.init)
-    print(f"config.model and config.tokenizer are those of {config.init}", file=sys.stderr)
+def _continuing(config: PretrainConfig, directory: RunDirectory) -> PretrainConfig:
+    """The configuration of a run that begins from another: its shape and tokenizer are used.
+
+    How the model is computed stays as configured. Once begun, the run needs the other no more.
+    """
+    other = RunDirectory(config.init)
+    model = model_config_of(directory if directory.config_path.exists() else other)
+    computed = {name: getattr(config.model, name) for name in ("dtype", "remat", "attention")}
+    print(f"shape and tokenizer are those of {config.init}", file=sys.stderr)
     return dataclasses.replace(
         config,
-        model=model_config_of(before),
-        tokenizer=dataclasses.replace(config.tokenizer, path=str(before.tokenizer)),
+        model=dataclasses.replace(model, **computed),
+        tokenizer=dataclasses.replace(config.tokenizer, path=str(other.tokenizer)),
     )
 
 
@@ -139,11 +148,9 @@ def _train(
         )
     finally:
         source.close()
-    # A run restored at its last step has been evaluated in an earlier life of the process.
-    scores = evaluation.scores.get(config.steps) or evaluation(config.steps, state, frozen)
     tokens_per_step = config.batch_size * config.data.seq_len
     return (
-        scores
+        evaluation.scores(state, frozen)
         | measured
         | {
             "model/parameters": float(trees.size(shapes)),
@@ -165,22 +172,24 @@ class _Evaluation:
         model: TransformerConfig,
         objective: Objective,
     ) -> None:
-        self.scores: dict[int, dict[str, float]] = {}
-        """By step."""
         self._config, self._directory, self._corpus, self._model = config, directory, corpus, model
         self._rows = PackedRows(corpus.eval, config.data.seq_len, config.data.document_mask)
         self._sharding = batch_sharding(mesh)
         self._evaluate = LossEvaluator(objective)
 
     def __call__(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]:
+        scores = self.scores(state, frozen, self._config.eval.max_batches)
+        self._write_samples(step, trees.merge(state.params, frozen))
+        return scores
+
+    def scores(self, state: TrainState, frozen: Params, max_batches: int = 0) -> dict[str, float]:
+        """Scores on all held-out text, or on some batches spread over it."""
         config = self._config
-        limit = 0 if step == config.steps else config.eval.max_batches
-        batches = EvalBatches(self._rows, config.batch_size, self._sharding, limit)
+        rows = config.batch_size // config.micro_batches  # as many as training holds at once
+        batches = EvalBatches(self._rows, rows, self._sharding, max_batches)
         loss, _ = self._evaluate(state.params, frozen, batches)["loss"]
         # Where only some batches are evaluated, all text is taken to have as many tokens a byte.
-        self.scores[step] = text_scores(loss, self._corpus.eval)
-        self._write_samples(step, trees.merge(state.params, frozen))
-        return self.scores[step]
+        return text_scores(loss, self._corpus.eval)
 
     def _write_samples(self, step: int, params: Params) -> None:
         config = self._config
@@ -217,6 +226,11 @@ def _data_scores(corpus: Corpus) -> dict[str, float]:
         "eval/bytes": float(corpus.eval.num_bytes),
         "eval/tokens": float(predicted_tokens(corpus.eval)),
     }
+
+
+def _affordable(corpus: Corpus) -> bool:
+    small = corpus.eval.num_bytes <= _REFERENCE_BYTES
+    return small and corpus.train.num_bytes <= 16 * _REFERENCE_BYTES
 
 
 def _references(corpus: Corpus) -> dict[str, float]:

@@ -12,7 +12,7 @@ from jaxllm import trees
 from jaxllm.checkpoints.checkpointer import CheckpointConfig, Checkpointer
 from jaxllm.errors import Preempted
 from jaxllm.objectives.objective import Batch, Params
-from jaxllm.preemption import deferred_stop
+from jaxllm.preemption import StopRequest, deferred_stop
 from jaxllm.reporting.progress import ProgressLine, training_fields
 from jaxllm.training.recorder import LogConfig, Recorder
 from jaxllm.training.state import TrainState
@@ -26,7 +26,7 @@ class EvalConfig:
     every: int = 500
     """Steps between evaluations; the last step always has one."""
     max_batches: int = 0
-    """Batches of each evaluation but the last one, which takes all; 0: all."""
+    """Batches of each evaluation, spread evenly over the text; 0: all. Final scores take all."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.max_batches < 0:
@@ -101,16 +101,12 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
             if step + 1 == run.steps or (step + 1) % run.checkpoint.every == 0 or stopping:
                 loop.save(step + 1, state)
             if stopping:
-                run.checkpointer.wait()
-                saved = step + 1 in run.checkpointer.steps()
-                raise Preempted(
-                    f"stopped by {stop.signal} after step {step + 1}, "
-                    f"which {'is' if saved else 'could not be'} saved; "
-                    "run the same command again to go on"
-                )
+                raise loop.preempted(step + 1, stop)
             if step + 1 == run.steps or (step + 1) % run.eval.every == 0:
                 loop.evaluate(step + 1, state)
         run.checkpointer.wait()
+        if stop:
+            raise loop.preempted(run.steps, stop)
         return state, loop.measured()
 
 
@@ -123,7 +119,6 @@ class _Loop:
         self._begin = time.monotonic()
         self._pending: tuple[int, StepMetrics, Batch] | None = None
         self._clock = _Clock()
-        self._saved = set(run.checkpointer.steps())
 
     def boundary(self, step: int) -> bool:
         """Whether something after this step must see it finished."""
@@ -165,7 +160,7 @@ class _Loop:
             training_fields(metrics["loss"], metrics["learning_rate"], speed, mfu),
         )
         if step == 1 or step % run.log.every == 0 or step == run.steps:
-            scalars = {f"train/{name}": value for name, value in metrics.items()}
+            scalars = {f"train/{n}": value for n, value in metrics.items() if n != "tokens"}
             scalars["train/tokens_per_second"] = speed
             scalars["train/data_wait_share"] = self._clock.wait_share()
             if mfu is not None:
@@ -176,7 +171,15 @@ class _Loop:
         with self._clock.paused():
             params, progress = checkpoint_items(state, self._run.frozen)
             self._run.checkpointer.save(step, params, progress)
-            self._saved.add(step)
+
+    def preempted(self, step: int, stop: StopRequest) -> Preempted:
+        """What to raise when a signal ends the run after `step`."""
+        self._run.checkpointer.wait()
+        saved = step in self._run.checkpointer.steps()
+        return Preempted(
+            f"stopped by {stop.signal} after step {step}, "
+            f"which {'is' if saved else 'could not be'} saved; run the same command again to go on"
+        )
 
     def evaluate(self, step: int, state: TrainState) -> None:
         with self._clock.paused():
@@ -201,11 +204,10 @@ class _Loop:
         evaluated = [
             line
             for line in self._run.recorder.history()
-            if line["step"] in self._saved and math.isfinite(line.get("eval/loss", math.nan))
+            if math.isfinite(line.get("eval/loss", math.nan))
         ]
-        if evaluated:
-            best = min(evaluated, key=lambda line: line["eval/loss"])
-            self._run.checkpointer.mark_best(best["step"])
+        evaluated.sort(key=lambda line: line["eval/loss"])
+        self._run.checkpointer.mark_best(*(line["step"] for line in evaluated))
 
     def measured(self) -> dict[str, float]:
         return self._clock.measured() | {"train/steps": float(self._run.steps)}

@@ -32,11 +32,11 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0: never."""
     beta1: float = 0.9
-    """Decay of the first moment."""
+    """Decay of Adam's first moment."""
     beta2: float = 0.95
-    """Decay of the second moment."""
+    """Decay of Adam's second moment."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the root of Adam's second moment."""
     schedule: str = "cosine"
     """`cosine`, `linear`, `wsd` (warm-up, stable, decay) or `constant`."""
     warmup_steps: int = 0
@@ -56,9 +56,14 @@ class OptimizerConfig:
         for name in ("learning_rate", "weight_decay", "clip_norm", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must not be negative")
-        for name in ("beta1", "beta2", "final_fraction", "decay_fraction"):
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be in [0, 1)")
+        for name in ("final_fraction", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: must be in [0, 1]")
+        if self.eps <= 0:
+            raise ValueError("eps: must be positive")
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

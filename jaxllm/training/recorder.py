@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,8 +77,14 @@ def _start_wandb(project: str, run: RunDirectory, run_config: Mapping[str, Any])
         raise UserError(
             "config.log.wandb: Weights & Biases is not installed; pip install 'jaxllm[wandb]'."
         ) from None
-    name = run.path.resolve().name
-    # A stable id, so that a resumed run continues its curves.
+    path = run.path.resolve()
+    # Of the whole path: a resumed run continues its curves, and runs of one name stay apart.
+    identity = hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
     return wandb.init(
-        project=project, name=name, id=name, resume="allow", dir=run.path, config=dict(run_config)
+        project=project,
+        name=path.name,
+        id=identity,
+        resume="allow",
+        dir=run.path,
+        config=dict(run_config),
     )

@@ -49,7 +49,8 @@ def make_train_step(
         directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, directions)
 
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        # The directions too: an optimizer can divide by zero where gradients are finite.
+        finite = jnp.isfinite(loss + grad_norm + optax.tree.norm(directions))
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, opt_state),
@@ -152,7 +153,8 @@ def state_shapes(
     opt_shapes = jax.eval_shape(optimizer.init, param_shapes)
     by_path = dict(trees.leaves_with_paths(by_param))
     opt_shardings = jax.tree_util.tree_map_with_path(
-        lambda keys, _: by_path.get(_parameter_path(keys), replicated), opt_shapes
+        lambda keys, _: by_path[path] if (path := _parameter_path(keys)) else replicated,
+        opt_shapes,
     )
     shapes = jax.eval_shape(new_state, param_shapes, opt_shapes)
     layout = jax.tree.map(lambda _: replicated, shapes)

@@ -114,6 +114,14 @@ def test_the_best_stays_until_there_is_a_better_one(open_checkpointer):
     assert checkpointer.steps() == [3, 4]
 
 
+def test_the_best_is_the_first_in_order_that_has_a_checkpoint(open_checkpointer):
+    checkpointer = open_checkpointer(1)
+    _save(checkpointer, 1, 2)
+    checkpointer.mark_best(7, 2, 1)  # the save of 7 failed, and 1 is dropped already
+    _save(checkpointer, 3, 4)
+    assert checkpointer.steps() == [2, 4]
+
+
 def test_a_step_that_is_saved_is_left_alone(open_checkpointer, tmp_path):
     checkpointer = open_checkpointer()
     _save(checkpointer, 1)

@@ -210,3 +210,10 @@ def test_evaluation_goes_once_over_the_rows_and_fills_up_with_nothing(packed):
         assert not any(np.asarray(array)[1].any() for array in got[-1].values())
     assert len(EvalBatches(packed, 2, sharding(), max_batches=2)) == 2
     assert len(list(EvalBatches(packed, 2, sharding(), max_batches=9))) == 3
+
+
+def test_some_evaluation_batches_are_spread_over_the_text():
+    rows = [{"tokens": np.full(4, number)} for number in range(12)]
+    batches = EvalBatches(rows, 2, sharding(), max_batches=2)
+    seen = [np.asarray(batch["tokens"])[:, 0].tolist() for batch in batches]
+    assert seen == [[0, 3], [6, 9]]

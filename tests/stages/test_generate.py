@@ -26,3 +26,11 @@ def test_several_samples_are_written_to_the_work_directory(command, finished_run
     assert [(sample.step, sample.prompt) for sample in samples] == [(12, "b")] * 3
     assert result.out == "".join(f"b{sample.text}\n" for sample in samples)
     assert before == {path.name for path in finished_run.iterdir()}
+
+
+def test_the_samples_of_a_run_are_not_overwritten(command, finished_run):
+    before = (finished_run / "samples.md").read_bytes()
+    result = command("generate", finished_run, init=finished_run)
+    assert result.code == 2
+    assert "holds a run" in result.err
+    assert (finished_run / "samples.md").read_bytes() == before

@@ -93,14 +93,22 @@ def test_a_run_begins_from_the_weights_model_and_tokenizer_of_another(
 ):
     run = tmp_path / "further"
     # Nothing moves, so that the parameters are still those it began from.
-    result = command("pretrain", run, init=finished_run, steps=1, optimizer__learning_rate=0.0)
+    result = command(
+        "pretrain",
+        run,
+        init=finished_run,
+        steps=1,
+        optimizer__learning_rate=0.0,
+        model__remat="full",
+    )
     assert result.code == 0
     before, after = _params(finished_run, mesh), _params(run, mesh)
     jax.tree.map(np.testing.assert_array_equal, before, after)
     configs = [
         json.loads((path / "config.json").read_text())["config"] for path in (finished_run, run)
     ]
-    assert configs[1]["model"] == configs[0]["model"]
+    # How the model is computed is the run's own choice; its shape is not.
+    assert configs[1]["model"] == configs[0]["model"] | {"remat": "full"}
     tokenizers = [(path / "tokenizer" / "tokenizer.json") for path in (finished_run, run)]
     assert tokenizers[0].read_text() == tokenizers[1].read_text()
     losses = [

@@ -88,6 +88,44 @@ def test_a_run_killed_after_its_last_step_is_evaluated_and_summarised(
     assert again["eval/loss"] == summary["eval/loss"]
 
 
+def test_a_run_without_its_report_is_not_finished(command, finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "report.html").unlink()
+    assert command("pretrain", run).code == 0
+    assert (run / "report.html").exists()
+
+
+def test_fewer_steps_than_were_made_are_refused(command, finished_run):
+    result = command("pretrain", finished_run, steps=8)
+    assert result.code == 2
+    assert "config.steps: the run has already made 12 steps" in result.err
+
+
+def test_text_that_has_changed_is_refused_and_the_tokenizer_stays(
+    command, corpus, finished_run, tmp_path
+):
+    text = shutil.copyfile(corpus, tmp_path / corpus.name)
+    run = tmp_path / "run"
+    assert command("pretrain", run, data__train=text, steps=4).code == 0
+    tokenizer = (run / "tokenizer" / "tokenizer.json").read_bytes()
+    with text.open("a") as file:
+        file.write('{"text": "zzz qqq zzz qqq zzz qqq"}\n' * 30)
+    result = command("pretrain", run, data__train=text, steps=8)
+    assert result.code == 2
+    assert "the text is not the one that the run began with" in result.err
+    assert (run / "tokenizer" / "tokenizer.json").read_bytes() == tokenizer
+
+
+def test_a_run_begun_from_another_goes_on_without_it(command, finished_run, tmp_path):
+    other = shutil.copytree(finished_run, tmp_path / "other")
+    run = tmp_path / "run"
+    assert command("pretrain", run, init=other, steps=4).code == 0
+    shutil.rmtree(other)
+    result = command("pretrain", run, init=other, steps=8)
+    assert result.code == 0
+    assert "going on from step 4 of 8" in result.err
+
+
 def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(command, finished_run, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "summary.json").unlink()

@@ -180,7 +180,8 @@ def test_a_run_shorter_than_its_warmup_has_a_schedule(schedule):
         ({"name": "sgd"}, r"config\.optimizer\.name: must be one of adamw, muon"),
         ({"schedule": "step"}, r"config\.optimizer\.schedule: must be one of cosine, linear"),
         ({"learning_rate": -1.0}, r"config\.optimizer\.learning_rate: must not be negative"),
-        ({"beta2": 1.5}, r"config\.optimizer\.beta2: must be in \[0, 1\]"),
+        ({"beta2": 1.5}, r"config\.optimizer\.beta2: must be in \[0, 1\)"),
+        ({"learning_rate": float("nan")}, r"config\.optimizer\.learning_rate: must be a finite"),
     ],
 )
 def test_a_wrong_field_is_named(changes, message):

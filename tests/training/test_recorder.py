@@ -98,12 +98,16 @@ def test_weights_and_biases_gets_every_scalar_under_a_stable_name(run, monkeypat
     recorder = Recorder(run, 0, LogConfig(wandb="project"), {"seed": 3})
     recorder.record(1, 0.5, {"train/loss": 2.0})
     recorder.close()
-    name = run.path.name
-    assert calls == [
-        ("project", name, "allow", {"seed": 3}),
-        (1, {"train/loss": 2.0}),
-        "finish",
-    ]
+    (project, identity, *rest), *logged = calls
+    assert (project, rest) == ("project", ["allow", {"seed": 3}])
+    assert logged == [(1, {"train/loss": 2.0}), "finish"]
+    # The same run again has the same name; one of the same folder name elsewhere has another.
+    calls.clear()
+    Recorder(run, 0, LogConfig(wandb="project"), {}).close()
+    elsewhere = RunDirectory(run.path / run.path.name)
+    elsewhere.path.mkdir()
+    Recorder(elsewhere, 0, LogConfig(wandb="project"), {}).close()
+    assert calls[0][1] == identity != calls[2][1]
 
 
 @pytest.mark.parametrize("fields", [{"every": 0}, {"peak_tflops": -1.0}])
