@@ -18,10 +18,9 @@ import orbax.checkpoint as ocp
 
 from jaxllm.errors import UserError
 
-# What Orbax says of each save would drown the progress line; it shares absl's logger with others.
-logging.getLogger("absl").addFilter(
-    lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
-)
+# What Orbax logs of each save would drown the progress line, and what it logs of a failed one our
+# warning, which says the same in a line; it shares absl's logger with others.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 @dataclasses.dataclass(frozen=True)
