@@ -84,7 +84,15 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
     values = flags.FlagValues()
     argv = ["", *arguments]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    _parse(values, arguments)
+    try:
+        values(argv)
+    except flags.Error as error:
+        refused = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+        if refused is None:
+            raise UserError(" ".join(str(error).split())) from None
+        path, value = refused.groups()
+        kind = type(known[path]).__name__
+        raise UserError(f"config.{path}: must be {kind}, and was given {value!r}.") from None
 
 
 def _line(error: Exception, path: str | None) -> str:

@@ -77,7 +77,7 @@ def refused(tmp_path, config_file, text, capsys):
     [
         ("--config.stepz=3", "config.stepz: there is no such field; did you mean config.steps?"),
         ("--config.optimizer.learnin_rate=1", "did you mean config.optimizer.learning_rate?"),
-        ("--config.steps=many", "config.steps=many"),
+        ("--config.steps=many", "config.steps: must be int, and was given 'many'"),
         ("--config.batch_size=12", "config.batch_size: 12 rows cannot be divided over the 8"),
         ("--config.batch_size=8 --config.micro_batch_size=4", "config.micro_batch_size: 4 rows"),
         ("--config.batch_size=8 --config.micro_batch_size=3", "3 does not divide batch_size 8"),
