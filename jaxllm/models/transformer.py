@@ -109,6 +109,8 @@ class Transformer(nn.Module):
             in_axes=(0, nn.broadcast),
             out_axes=0,
             length=stack.repeats,
+            # The check traces each layer once more, and refuses the callbacks of a diagnosis.
+            check_constancy_invariants=False,
         )
         return scanned(stack, name=name)
 

@@ -12,7 +12,8 @@ from jaxllm.sharding.rules import shardings
 from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxllm.training.step import init_state, jit_step, make_train_step, state_shapes
 
-OPTIMIZER = OptimizerConfig(learning_rate=0.01)
+# With a smaller eps, Adam makes a whole step of the rounding of a gradient near zero.
+OPTIMIZER = OptimizerConfig(learning_rate=0.01, eps=1e-6)
 MESHES = {
     "data": MeshConfig(data=8),
     "all axes": MeshConfig(data=2, fsdp=2, tensor=2),
