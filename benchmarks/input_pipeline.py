@@ -16,8 +16,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxllm.data.batches import BatchSource, shuffled_rows
+from jaxllm.data.batches import BatchSource
 from jaxllm.data.rows import PackedRows
+from jaxllm.data.shuffle import ShuffledEpochs
 from jaxllm.data.store import ShardCounts, TokenStore
 
 TOKENS = 1 << 24
@@ -60,12 +61,12 @@ def main() -> None:
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     with tempfile.TemporaryDirectory() as folder:
         rows = PackedRows(make_store(Path(folder)), seq_len)
-        dataset = shuffled_rows(rows, seed=0)
+        dataset = ShuffledEpochs(rows, seed=0)
         # Without prefetching, a batch is made while the caller waits: one thread at work.
         batches = BatchSource(dataset, batch_size, sharding, prefetch=0)
         stages: dict[str, tuple[Callable[[int], object], int, int]] = {
             "packed rows, in order": (lambda k: rows[k % len(rows)], seq_len, 1024),
-            "+ shuffled, repeated (Grain)": (lambda k: dataset[k], seq_len, 1024),
+            "+ shuffled, repeated": (lambda k: dataset[k], seq_len, 1024),
             "+ stacked, put on the device": (batches, seq_len * batch_size, 32),
         }
         print(f"{f'rows of {seq_len}, batches of {batch_size}':<32}{'M tokens/s':>12}")

@@ -1,8 +1,12 @@
-"""Files that are either the old or the new one, never half of it."""
+"""Files that are either the old or the new one, never half of it; folders that one may change."""
 
+import contextlib
+import fcntl
 import json
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +39,25 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes `value` as JSON for people to read too, in place of what `path` held, at once."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Holds `folder`, made if need be, while others who ask for it wait; on one machine.
+
+    A process that ends, in whatever way, lets go of it. A folder that cannot be written needs no
+    lock, and gets none.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(Path(folder, ".lock").open("w"))
+        except OSError:
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: waiting for another process that writes here", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

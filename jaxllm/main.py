@@ -19,6 +19,8 @@ from jaxllm.errors import Preempted, UserError
 from jaxllm.preemption import end_on_signals
 
 STAGES = {
+    "tokenizer": ("jaxllm.stages.tokenizer", "TrainTokenizerConfig"),
+    "prepare": ("jaxllm.stages.prepare", "PrepareConfig"),
     "pretrain": ("jaxllm.stages.pretrain", "PretrainConfig"),
     "generate": ("jaxllm.stages.generate", "GenerateConfig"),
     "evaluate": ("jaxllm.stages.evaluate", "EvaluateConfig"),

@@ -58,7 +58,7 @@ def refused(tmp_path, config_file, text, capsys):
         arguments = [f"--config={config or config_file(stage)}"]
         arguments += [f"--workdir={workdir}"] if workdir else []
         if stage == "pretrain":
-            arguments += [f"--config.data.train={text}", "--config.tokenizer.vocab_size=270"]
+            arguments += [f"--config.data.train={text}", "--config.tokenizer.vocab_size=272"]
         assert main([*arguments, *fields]) == code
         out, err = capsys.readouterr()
         assert out == ""
@@ -97,7 +97,7 @@ def refused(tmp_path, config_file, text, capsys):
         ("--config.tokenizer.path=nowhere", "config.tokenizer.path: nowhere: there is no token"),
         ("--config.tokenizer.vocab_size=5000", "config.tokenizer.vocab_size: is 5000, but the tr"),
         ("--config.tokenizer.vocab_size=20", "config.tokenizer.vocab_size: is 20, but special"),
-        ("--config.stage=pretrian", "config.stage: 'pretrian' is unknown; stages are pretrain"),
+        ("--config.stage=pretrian", "config.stage: 'pretrian' is unknown; stages are tokenizer"),
     ],
 )
 def test_a_wrong_field_is_told_in_one_line(refused, tmp_path, field, says):

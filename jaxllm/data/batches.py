@@ -1,74 +1,19 @@
 """Batches on devices: shuffled training batches by step, and evaluation batches in order."""
 
-import collections
 import concurrent.futures
 import functools
-import hashlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-from jaxtyping import UInt32, UInt64
 
-from jaxllm.data.rows import PackedRows, RandomAccessRows, Row, empty_row
+from jaxllm.data.rows import RandomAccessRows, Row, TokenRows, empty_row
 from jaxllm.errors import UserError
 
 Batch = dict[str, jax.Array]
 """Global arrays of shape `[batch, …]`, by the names of a row's arrays."""
-
-Order = UInt32[np.ndarray, " rows"] | UInt64[np.ndarray, " rows"]
-
-
-class ShuffledEpochs:
-    """Rows repeated without end, each epoch in an order of its own: element `k` is a function of
-    (rows, seed, k).
-
-    The order of an epoch is a permutation seeded by (seed, epoch), held in memory at 4 bytes a
-    row (8 from 2^32 rows on).
-    """
-
-    # Grain's own shuffle takes milliseconds an element for a dataset of a few rows, shares its
-    # orders between neighbouring seeds (epoch 1 of seed 0 is epoch 0 of seed 1), and ends at
-    # 2^32 rows.
-
-    def __init__(self, rows: RandomAccessRows, seed: int):
-        self._rows = rows
-        self._seed = seed
-        self._orders: collections.OrderedDict[int, Order] = collections.OrderedDict()
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> Row:
-        epoch, place = divmod(int(index), len(self._rows))
-        return self._rows[int(self._order(epoch)[place])]
-
-    def _order(self, epoch: int) -> Order:
-        order = self._orders.get(epoch)
-        if order is None:
-            digest = hashlib.blake2b(f"{self._seed} {epoch}".encode(), digest_size=16).digest()
-            # NumPy promises the same raw bits in every version, but not the same shuffle.
-            keys = np.random.Philox(int.from_bytes(digest, "big")).random_raw(len(self._rows))
-            order = np.argsort(keys, kind="stable")
-            order = order.astype(np.uint32 if len(order) < 2**32 else np.uint64)
-            self._orders[epoch] = order
-            while len(self._orders) > 2:  # a batch may reach over the end of an epoch
-                self._orders.popitem(last=False)
-        return order
-
-
-def shuffled_rows(rows: RandomAccessRows, seed: int) -> grain.MapDataset:
-    """`ShuffledEpochs` as a Grain dataset, to be mapped and mixed by Grain.
-
-    Raises:
-        UserError: there are no rows.
-    """
-    if not len(rows):
-        raise UserError("config.data.train: gives no rows; give more text.")
-    return grain.MapDataset.source(ShuffledEpochs(rows, seed))
 
 
 class BatchSource:
@@ -80,7 +25,7 @@ class BatchSource:
 
     def __init__(
         self,
-        rows: grain.MapDataset,
+        rows: RandomAccessRows,
         batch_size: int,
         sharding: jax.sharding.NamedSharding,
         prefetch: int = 2,
@@ -88,7 +33,7 @@ class BatchSource:
         """Starts no work before the first call.
 
         Args:
-            rows: random access to rows without end.
+            rows: rows without end, or as many as will be asked for.
             batch_size: global rows in a batch.
             sharding: how a batch lies on devices; its first axis is the batch's.
             prefetch: how many batches to make ahead.
@@ -97,7 +42,7 @@ class BatchSource:
             UserError: the devices cannot divide the batch.
         """
         _check_divisible(batch_size, sharding)
-        self._rows = rows
+        self._rows = grain.MapDataset.source(rows)
         self._batch_size = batch_size
         self._sharding = sharding
         self._prefetch = prefetch
@@ -136,7 +81,7 @@ class EvalBatches:
 
     def __init__(
         self,
-        rows: PackedRows,
+        rows: TokenRows,
         batch_size: int,
         sharding: jax.sharding.NamedSharding,
         max_batches: int = 0,

@@ -2,29 +2,43 @@
 
 import dataclasses
 
+from jaxllm.data.cleaning import CleaningConfig
+from jaxllm.data.packing import PACKINGS
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where text comes from, what is held out, and how it is cut into rows."""
 
     train: str = "builtin:pydocs"
-    """Sources of training text, separated by commas: a `.jsonl` or `.txt` path, a glob, or
-    `builtin:NAME`."""
+    """Sources of training text, `SOURCE[@weight[:epochs]]` separated by commas. A source is a path
+    or glob, `tfds:NAME` or `builtin:NAME` (docs/formats.md). Its weight is its share of rows, its
+    epochs how often it may be read at most; without weights each row counts once."""
+    temperature: float = 1.0
+    """Weights are raised to the power 1/temperature: above 1, small sources get more."""
+    max_epochs: float = 0.0
+    """How often a source may be read that has no limit of its own; 0: as often as need be."""
     eval: str = ""
-    """Sources of held-out text, as for `train`; empty: hold out a share of `train`."""
+    """Sources of held-out text, without weights; empty: hold out a share of `train`."""
     eval_fraction: float = 0.05
     """Share of independent documents held out, by hash, when `eval` is empty."""
     max_bad_fraction: float = 0.01
     """Stop when more than this share of a source's lines is bad; bad ones are set aside."""
     seq_len: int = 256
     """Tokens in a row."""
+    packing: str = "concat"
+    """How documents are laid into rows: `concat` (end to end, and cut), `best_fit` (whole, where
+    they fit best), or `none` (each in a row of its own)."""
     document_mask: bool = True
     """Keep the documents of a row from attending to each other."""
     parse_special_tokens: bool = True
     """Read each `<s>…</s>` span of a record as a document of its own; turn off for crawled text,
     where such marks are only characters."""
+    cleaning: CleaningConfig = CleaningConfig()
     store: str = ""
     """Folder for tokenised text, to share between runs; empty: inside the work directory."""
+    workers: int = 0
+    """Threads that tokenise; 0: as many as there are cores. The result does not depend on it."""
 
     def __post_init__(self) -> None:
         if not self.train.strip(", "):
@@ -35,3 +49,10 @@ class DataConfig:
             raise ValueError(f"max_bad_fraction: must be from 0 to 1; was {self.max_bad_fraction}")
         if self.seq_len < 1:
             raise ValueError(f"seq_len: must be positive; was {self.seq_len}")
+        if self.packing not in PACKINGS:
+            raise ValueError(f"packing: must be one of {', '.join(PACKINGS)}; was {self.packing!r}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature: must be positive; was {self.temperature}")
+        for name in ("max_epochs", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must not be negative; was {getattr(self, name)}")

@@ -1,14 +1,15 @@
-"""What a source yields (documents and bad lines), and reading with bad lines set aside."""
+"""Text documents from records: fields checked, spans divided, text cleaned, bad lines set aside."""
 
-import dataclasses
 import hashlib
 import json
 import re
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Protocol, runtime_checkable
+from typing import IO, Any, NamedTuple
 
+from jaxllm.data.cleaning import Cleaner
+from jaxllm.data.records import BadLine, Record, Source
 from jaxllm.errors import UserError
 from jaxllm.tokenizers.special_tokens import BOS, EOS
 
@@ -17,48 +18,22 @@ _HOPELESS = 10  # times the bad lines allowed: good ones to come will hardly mak
 _MARKER = re.compile(f"({re.escape(BOS)}|{re.escape(EOS)})")
 
 
-@dataclasses.dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """One independent text: the unit of splitting, and a segment of a packed row."""
 
     text: str
     group: str
     """Documents of equal group stay on one side of the held-out split."""
-    source: str
-    """The entry of `data.train` or `data.eval` it came from."""
+    digest: bytes
+    """Hash of the text: equal texts have equal ones."""
+    source: int
+    """Which of the sources it came from."""
 
-
-@dataclasses.dataclass(frozen=True)
-class BadLine:
-    """A record that gives no document."""
-
-    file: str
-    line: int
-    """Counted from 1; 0 when the whole file is one record."""
-    reason: str
-
-
-@runtime_checkable
-class Source(Protocol):
-    """An entry of `data.train` or `data.eval`."""
-
-    @property
-    def name(self) -> str:
-        """The entry as it was written."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Changes whenever the documents may have; cheap next to reading them."""
-        ...
-
-    def records(self) -> Iterator[list[Document] | BadLine]:
-        """Reads from the start: for each record its documents, or why it has none."""
-        ...
-
-
-def content_group(text: str) -> str:
-    """The group of a text that belongs with nothing but copies of itself."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    @classmethod
+    def of(cls, text: str, group: str = "", source: int = 0) -> "Document":
+        """A document whose group, if none is given, is shared with copies of its text alone."""
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        return cls(text, group or digest.hex(), digest, source)
 
 
 def split_spans(text: str) -> list[str]:
@@ -108,33 +83,40 @@ class RejectedLines:
             self._file = self.path.open("w", encoding="utf-8")
         self.bad += 1
         # A file name may hold bytes that are not UTF-8: escaped by `ensure_ascii`.
-        self._file.write(json.dumps(dataclasses.asdict(line)) + "\n")
+        self._file.write(json.dumps(line._asdict()) + "\n")
 
 
 def read_documents(
-    sources: Iterable[Source], max_bad_fraction: float, rejected: RejectedLines | None = None
+    sources: Iterable[Source],
+    cleaner: Cleaner,
+    max_bad_fraction: float = 1.0,
+    rejected: RejectedLines | None = None,
 ) -> Iterator[Document]:
-    """The documents of all sources, in order.
+    """The documents of all sources, in order, each cleaned.
 
     Args:
         sources: what to read.
+        cleaner: what is done to each text; it counts what it does.
         max_bad_fraction: the share of bad lines that a source may have; judged at its end, and
             while reading as soon as there are lines enough to judge by.
         rejected: where bad lines go; None passes over them, for text that was read before.
 
     Raises:
-        UserError: a source has too many bad lines.
+        UserError: a source has too many bad lines, or cannot be read.
     """
-    for source in sources:
+    for number, source in enumerate(sources):
         lines = 0
         bad: list[BadLine] = []
         for record in source.records():
             lines += 1
-            if not isinstance(record, BadLine):
-                yield from record
+            texts = _texts(record, source.marked)
+            if not isinstance(texts, BadLine):
+                cleaned = (cleaner(text) for text in texts)
+                group = record.group if isinstance(record, Record) else ""
+                yield from (Document.of(text, group, number) for text in cleaned if text)
             elif rejected is not None:
-                bad.append(record)
-                rejected.add(record)
+                bad.append(texts)
+                rejected.add(texts)
                 if (
                     lines >= _LINES_BEFORE_JUDGING
                     and len(bad) > _HOPELESS * max_bad_fraction * lines
@@ -146,3 +128,37 @@ def read_documents(
                 f"config.data.max_bad_fraction={max_bad_fraction:g} allows; the first is "
                 f"{bad[0].file}:{bad[0].line} ({bad[0].reason}); see {rejected.path}."
             )
+
+
+def _texts(record: Record | BadLine, marked: bool) -> list[str] | BadLine:
+    """The texts of a record, none of them empty, or why it has none."""
+    if isinstance(record, BadLine):
+        return record
+    try:
+        text = _text_field(record.fields)
+        texts = _spans(text) if marked else [text]
+    except ValueError as error:
+        return BadLine(record.file, record.line, str(error))
+    texts = [text for text in texts if text.strip()]
+    return texts or BadLine(record.file, record.line, "empty text")
+
+
+def _text_field(fields: Mapping[str, Any]) -> str:
+    if "text" not in fields:
+        raise ValueError(f"no field `text` (it has {', '.join(map(str, fields)) or 'none'})")
+    text = fields["text"]
+    if not isinstance(text, str):
+        raise ValueError(f"`text` is not a string but {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("not Unicode text (a lone surrogate)") from None
+    return text
+
+
+def _spans(text: str) -> list[str]:
+    try:
+        return split_spans(text)
+    except ValueError as error:
+        hint = "config.data.parse_special_tokens=False reads such marks as text"
+        raise ValueError(f"{error}; {hint}") from None

@@ -1,7 +1,8 @@
-"""Rows by concatenate-and-cut: fixed windows of the token store, reached in any order."""
+"""Rows of tokens reached in any order, and those of `data.packing=concat`: fixed windows."""
 
 import bisect
 import itertools
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -22,7 +23,61 @@ class RandomAccessRows(Protocol):
     def __getitem__(self, index: int) -> Row: ...
 
 
-class PackedRows:
+@runtime_checkable
+class TokenRows(RandomAccessRows, Protocol):
+    """Rows of a token store."""
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in a row."""
+        ...
+
+    @property
+    def fill_rate(self) -> float:
+        """Share of all places that hold a token with a target, rather than padding; 0 to 1."""
+        ...
+
+
+class ChainedRows:
+    """The rows of several sources, one after another."""
+
+    def __init__(self, sources: Sequence[RandomAccessRows]):
+        self._sources = sources
+        self._ends = list(itertools.accumulate(len(rows) for rows in sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Row:
+        source = bisect.bisect_right(self._ends, index)
+        return self._sources[source][index - (self._ends[source - 1] if source else 0)]
+
+
+class ShardedRows:
+    """What rows of a store have in common: shard after shard, each with a number of rows."""
+
+    def __init__(self, seq_len: int, rows_of_shards: Iterable[int], targets: int):
+        """`targets`: tokens with a target in all rows together."""
+        self.seq_len = seq_len
+        self._ends = list(itertools.accumulate(rows_of_shards))
+        self._targets = targets
+
+    @property
+    def fill_rate(self) -> float:
+        return self._targets / (len(self) * self.seq_len) if len(self) else 0.0
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """The shard of a row, and the row's number in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+
+class PackedRows(ShardedRows):
     """A store's documents end to end, cut every `seq_len` tokens; row `i` is `rows[i]`.
 
     A row is a dict of arrays of shape `[seq_len]`:
@@ -47,7 +102,11 @@ class PackedRows:
             seq_len: tokens in a row.
             document_mask: False makes a row one segment, with positions running through it.
         """
-        self.seq_len = seq_len
+        super().__init__(
+            seq_len,
+            (-(-(shard.tokens - 1) // seq_len) for shard in store.shards),
+            sum(shard.tokens - 1 for shard in store.shards),
+        )
         self._document_mask = document_mask
         self._shards: list[tuple[Tokens, Offsets]] = [
             # Plain views of the memory maps: slicing a `memmap` costs more than a row.
@@ -55,19 +114,11 @@ class PackedRows:
             for number in range(len(store.shards))
         ]
         self._places = np.arange(seq_len, dtype=np.int32)
-        rows = [-(-(shard.tokens - 1) // seq_len) for shard in store.shards]
-        self._ends = list(itertools.accumulate(rows))
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> Row:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        shard = bisect.bisect_right(self._ends, index)
-        first = self._ends[shard - 1] if shard else 0
+        shard, number = self._find(index)
         tokens, offsets = self._shards[shard]
-        start = (index - first) * self.seq_len
+        start = number * self.seq_len
         window = np.asarray(tokens[start : start + self.seq_len + 1], np.int32)
         low, high = np.searchsorted(offsets, [start, start + len(window)])
         starts = np.asarray(offsets[low:high]) - start

@@ -1,163 +1,179 @@
-"""Sources of documents: files by path or glob, and text that needs no download."""
+"""The sources that a configuration names: files by path, glob or URL, data sets, built-in text."""
 
 import dataclasses
 import glob
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import os
+import posixpath
+from collections.abc import Iterable, Iterator
+
+import fsspec
+from fsspec.core import url_to_fs
 
 from jaxllm.data.builtin import BUILTIN_PREFIX, builtin_source
-from jaxllm.data.documents import BadLine, Document, Source, content_group, split_spans
+from jaxllm.data.formats import KNOWN_FORMATS, UNREADABLE, is_known, read_records
+from jaxllm.data.records import BadLine, Record, Source
 from jaxllm.errors import UserError
 
-Text = tuple[int, str | None, str]
-"""Line number, and either the text of the record and "", or None and what is wrong with it."""
+TFDS_PREFIX = "tfds:"
 
-_PIECE_BYTES = 1 << 16
-_FINGERPRINT_BLOCKS = 64
+_BLOCK_BYTES = 1 << 20
+_LOCAL_BLOCKS = 64
+_REMOTE_BLOCKS = 4  # each is a request
 
 
-def parse_sources(spec: str, field: str, parse_special_tokens: bool) -> list[Source]:
-    """The sources of a comma string such as `"corpus/*.jsonl,builtin:pydocs"`.
+def make_source(entry: str, field: str, parse_special_tokens: bool) -> Source:
+    """The source of one entry of a configuration field.
 
     Args:
-        spec: the comma string.
-        field: the configuration field it comes from, for messages.
+        entry: `builtin:NAME…`, `tfds:NAME[:SPLIT]`, or a path, a glob (`**` is any folders) or a
+            URL (`gs://`, `s3://`, `https://`, …) of files.
+        field: the configuration field it comes from, such as `data.train`, for messages.
         parse_special_tokens: see `DataConfig`; built-in sources never hold such marks.
 
     Raises:
-        UserError: an entry names no existing file, a file of an unknown format, or an unknown
-            built-in source.
+        UserError: an entry names no existing file, a file of an unknown format, a data set that
+            is not prepared, an unknown built-in source, or needs a package that is missing.
     """
-    entries = [entry.strip() for entry in spec.split(",") if entry.strip()]
-    return [_parse_source(entry, field, parse_special_tokens) for entry in entries]
-
-
-def _parse_source(entry: str, field: str, parse_special_tokens: bool) -> Source:
     if entry.startswith(BUILTIN_PREFIX):
         return builtin_source(entry, field)
-    is_glob = glob.has_magic(entry) and not Path(entry).exists()
-    files = (
-        [Path(p) for p in sorted(glob.glob(entry, recursive=True))] if is_glob else [Path(entry)]
-    )
-    files = [path for path in files if path.is_file()]
-    if not files:
-        problem = "the pattern matches no file" if is_glob else "there is no such file"
-        raise UserError(f"config.{field}: {entry}: {problem}.")
-    for path in files:
-        if path.suffix not in READERS:
-            known = ", ".join(READERS)
-            raise UserError(f"config.{field}: {path}: is of no known format ({known}).")
-    return FileSource(entry, tuple(files), parse_special_tokens)
+    if entry.startswith(TFDS_PREFIX):
+        from jaxllm.data.tfds_source import tfds_source  # half a second to import
+
+        return tfds_source(entry, field, parse_special_tokens)
+    files = _find_files(entry, f"config.{field}: {entry}")
+    for file in files:
+        if not is_known(file):
+            raise UserError(f"config.{field}: {file}: is of no known format ({KNOWN_FORMATS}).")
+    return FileSource(entry, parse_special_tokens, tuple(files))
 
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """Text files, read as streams."""
+    """Files of known formats, read as streams."""
 
     name: str
-    files: tuple[Path, ...]
-    parse_special_tokens: bool
+    marked: bool
+    files: tuple[str, ...]
+    """Paths, or URLs."""
 
     def fingerprint(self) -> str:
-        """Hash of each file's name, size and content.
+        """Hash of the files, see `fingerprint_of_files`."""
+        return fingerprint_of_files(self.files)
 
-        Of a file over 64 MiB, as many blocks of a megabyte are read, spread evenly over it: a
-        change of the same size that falls between them is not seen.
-        """
-        digest = hashlib.blake2b(digest_size=16)
-        for path in self.files:
-            size = path.stat().st_size
-            digest.update(json.dumps([path.name, size]).encode())
-            with path.open("rb") as file:
-                for block in range(_FINGERPRINT_BLOCKS):
-                    file.seek(max(block << 20, block * size // _FINGERPRINT_BLOCKS))
-                    digest.update(file.read(1 << 20))
-        return digest.hexdigest()
-
-    def records(self) -> Iterator[list[Document] | BadLine]:
-        """The documents of each record, or what is wrong with it."""
-        for path in self.files:
-            for line, text, problem in READERS[path.suffix](path):
-                if text is None:
-                    yield BadLine(str(path), line, problem)
-                else:
-                    yield self._documents(path, line, text)
-
-    def _documents(self, path: Path, line: int, text: str) -> list[Document] | BadLine:
-        try:
-            texts = split_spans(text) if self.parse_special_tokens else [text]
-        except ValueError as error:
-            hint = "config.data.parse_special_tokens=False reads such marks as text"
-            return BadLine(str(path), line, f"{error}; {hint}")
-        texts = [text for text in texts if text.strip()]
-        if not texts:
-            return BadLine(str(path), line, "empty text")
-        return [Document(text, content_group(text), self.name) for text in texts]
-
-
-def read_jsonl(path: Path) -> Iterator[Text]:
-    """Each line is an object with the string `text`."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    def records(self) -> Iterator[Record | BadLine]:
+        """The records of all files, in order."""
+        for file in self.files:
+            line = 0
             try:
-                yield number, _text_of(line), ""
-            except (ValueError, RecursionError) as error:
-                yield number, None, _reason(error)
+                file_system, path = _file_system(file)
+                with file_system.open(path, "rb") as stream:
+                    for record in read_records(stream, file):
+                        line = record.line
+                        yield record
+            except _read_errors(file) as error:
+                how_far = f"was read to line {line} only" if line else "cannot be read"
+                raise UserError(
+                    f"{file}: {how_far} ({one_line(error)}): it is damaged, cut off or out of "
+                    "reach; make or fetch it again, or leave it out."
+                ) from error
 
 
-def read_txt(path: Path) -> Iterator[Text]:
-    """The whole file is one text, or, if it is long, pieces that end at blank lines.
+def fingerprint_of_files(files: Iterable[str]) -> str:
+    """Hash of each file's name, size and content.
 
-    Pieces let a single long file be divided into training and held-out text, and be read as a
-    stream.
+    Of a file over 64 MiB (a remote one: 4 MiB), as many blocks of a megabyte are read, spread
+    evenly over it: a change of the same size that falls between them is not seen.
+
+    Raises:
+        UserError: a file cannot be read.
     """
-    with path.open("rb") as lines:
-        piece, size, first = [], 0, 1
-        for number, line in enumerate(lines, start=1):
-            piece.append(line)
-            size += len(line)
-            if (size >= _PIECE_BYTES and not line.strip()) or size >= 16 * _PIECE_BYTES:
-                yield _decoded(b"".join(piece), first)
-                piece, size, first = [], 0, number + 1
-        if piece or first == 1:
-            yield _decoded(b"".join(piece), first)
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        try:
+            file_system, path = _file_system(file)
+            size = file_system.size(path)
+            if size is None:
+                raise OSError("its server does not tell its size: download it first")
+            digest.update(json.dumps([posixpath.basename(file), size]).encode())
+            blocks = _REMOTE_BLOCKS if _is_remote(file) else _LOCAL_BLOCKS
+            for start, end in _sampled_blocks(size, blocks):
+                digest.update(file_system.cat_file(path, start=start, end=end))
+        except _read_errors(file) as error:
+            raise UserError(f"{file}: cannot be read: {one_line(error)}.") from error
+    return digest.hexdigest()
 
 
-def _decoded(piece: bytes, line: int) -> Text:
+def one_line(error: Exception) -> str:
+    """The message of an error of a library, to stand in one of ours."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _find_files(entry: str, where: str) -> list[str]:
+    """The files that a path, a glob or a URL names, in order.
+
+    Raises:
+        UserError: there are none, or where they should be cannot be looked at.
+    """
     try:
-        return line, piece.decode("utf-8-sig"), ""
-    except ValueError as error:
-        return line, None, _reason(error)
+        files = _look_up(entry if _is_remote(entry) else os.path.expanduser(entry))
+    except ImportError as error:  # its message names the package
+        raise UserError(f"{where}: a package is missing: {one_line(error)}.") from error
+    except _read_errors(entry) as error:
+        raise UserError(f"{where}: cannot be looked up: {one_line(error)}.") from error
+    if isinstance(files, str):
+        raise UserError(f"{where}: {files}.")
+    return files
 
 
-READERS: dict[str, Callable[[Path], Iterator[Text]]] = {".jsonl": read_jsonl, ".txt": read_txt}
-"""File formats by suffix."""
+def _look_up(entry: str) -> list[str] | str:
+    """The files, or why there are none."""
+    file_system, path = _file_system(entry)
+    if file_system.isfile(path):  # whatever its name looks like
+        return [entry]
+    if file_system.isdir(path):
+        return f"is a folder; name its files, as in {entry.rstrip('/')}/*.jsonl"
+    if not _is_glob(entry):
+        return "there is no such file"
+    return sorted(_matches(entry)) or "the pattern matches no file"
 
 
-def _text_of(line: bytes) -> str:
-    if not line.strip():
-        raise ValueError("empty line")
-    record = json.loads(line.decode("utf-8-sig"))
-    if not isinstance(record, dict):
-        raise ValueError(f"not an object but {type(record).__name__}")
-    if "text" not in record:
-        raise ValueError("no field `text`")
-    text = record["text"]
-    if not isinstance(text, str):
-        raise ValueError(f"`text` is not a string but {type(text).__name__}")
-    text.encode()  # JSON can spell lone surrogates, which are no text
-    return text
+def _matches(pattern: str) -> list[str]:
+    if not _is_remote(pattern):  # as a shell does it: hidden files are left out
+        return [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+    file_system, path = _file_system(pattern)
+    matches = file_system.glob(path, detail=True)
+    return [
+        file_system.unstrip_protocol(p) for p, info in matches.items() if info["type"] == "file"
+    ]
 
 
-def _reason(error: ValueError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 at byte {error.start}"
-    if isinstance(error, UnicodeEncodeError):
-        return "not Unicode text (a lone surrogate)"
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error}"
-    return str(error)
+def _is_glob(entry: str) -> bool:
+    if entry.startswith(("http://", "https://")):  # in which `?` begins a query
+        return "*" in entry
+    return glob.has_magic(entry)
+
+
+def _is_remote(file: str) -> bool:
+    return "://" in file
+
+
+def _file_system(file: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path or URL, and the file's path in it."""
+    if _is_remote(file):
+        return url_to_fs(file)
+    return fsspec.filesystem("file"), file
+
+
+def _read_errors(file: str) -> tuple[type[Exception], ...]:
+    """What a file that cannot be read raises; remote file systems have classes of their own."""
+    return (Exception,) if _is_remote(file) else UNREADABLE
+
+
+def _sampled_blocks(size: int, count: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of up to `count` blocks of a file: all of it, or spread evenly over it."""
+    for block in range(count):
+        start = max(block * _BLOCK_BYTES, block * size // count)
+        if start < size:
+            yield start, min(size, start + _BLOCK_BYTES)

@@ -1,44 +1,40 @@
-"""The held-out split: by hash of group, with near-identical documents kept on one side.
+"""Which documents are kept, and on which side of the held-out split.
 
-Near-identical documents are found by MinHash signatures of word shingles (Broder 1997), banded
-for locality-sensitive hashing (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets",
-chapter 3), and joined with their groups by union-find.
+Duplicates are left out first. Then the split is by hash of group, with near-identical documents
+kept on one side: they are joined with their groups by union-find.
 """
 
+import collections
 import hashlib
-import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
-from datasketch import MinHash
-from jaxtyping import Bool, UInt32
+from jaxtyping import UInt8
 
+from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.documents import Document
+from jaxllm.data.duplicates import SIGNATURE_VERSION, NearDuplicates
 from jaxllm.errors import UserError
 
-Signature = UInt32[np.ndarray, " permutations"]
-
-SPLIT_VERSION = 1
+SPLIT_VERSION = 2 + 1000 * SIGNATURE_VERSION
 """Changes when the same documents may come to lie on other sides."""
 
-_PERMUTATIONS = 64
-_BANDS = 16  # of 4 values: a pair of similarity 0.8 shares a band with probability 0.9998
-_NEAR_IDENTICAL = 0.7  # estimated Jaccard similarity of the two sets of shingles
-_WORDS_PER_SHINGLE = 5
-_SHINGLES_AT_ONCE = 1 << 15  # bounds the memory that one long document takes
+Sides = UInt8[np.ndarray, " documents"]
+"""`TRAIN`, `HELD_OUT` or `DROPPED` for each document, in order."""
 
-# Scripts written without spaces count each character as a word.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+TRAIN, HELD_OUT, DROPPED = 0, 1, 2
+
+NEAR_IDENTICAL = 0.7
+"""Estimated Jaccard similarity from which on two documents stay on one side."""
 
 
-def held_out(
+def divide(
     documents: Iterable[Document],
     fraction: float,
-    progress: Callable[[Document], None] = lambda document: None,
-) -> Bool[np.ndarray, " documents"]:
-    """Which documents are held out for evaluation, in order.
+    cleaning: CleaningConfig,
+    counts: collections.Counter[str],
+) -> Sides:
+    """Leaves out duplicates, and holds out a share of the rest.
 
     Documents of one group, and near-identical documents with all of their groups, form one
     cluster. A cluster's side follows from the hash of its least group name alone, so it does not
@@ -47,22 +43,24 @@ def held_out(
     Args:
         documents: read once, as a stream; only signatures are kept.
         fraction: share of clusters to hold out, in expectation.
-        progress: called with each document once it has been read.
+        cleaning: which duplicates are left out.
+        counts: gains what was left out, as `exact_duplicates` and `near_duplicates`.
 
     Raises:
         UserError: all documents form one cluster, which cannot be divided.
     """
+    seen = _Seen(cleaning, counts, compare=True)
     clusters = _Clusters()
-    neighbours = _Neighbours()
-    groups = []
+    groups: list[str | None] = []
     for document in documents:
-        groups.append(document.group)
-        clusters.add(document.group)
-        for group in neighbours.near_identical(document):
-            clusters.join(document.group, group)
-        progress(document)
-    names = [clusters.name(group) for group in groups]
-    shares = {name: _share(name) for name in set(names)}
+        relatives = seen.relatives(document)
+        groups.append(None if relatives is None else document.group)
+        if relatives is not None:
+            clusters.add(document.group)
+            for group in relatives:
+                clusters.join(document.group, group)
+    names = [None if group is None else clusters.name(group) for group in groups]
+    shares = {name: _share(name) for name in set(names) if name is not None}
     if len(shares) < 2:
         raise UserError(
             f"config.data.train: its {len(groups)} document(s) belong together (one file, or "
@@ -72,7 +70,74 @@ def held_out(
     ordered = sorted(shares, key=lambda name: shares[name])
     chosen = {name for name in ordered if shares[name] < fraction}
     chosen = (chosen | {ordered[0]}) - {ordered[-1]}
-    return np.array([name in chosen for name in names], bool)
+    sides = (DROPPED if n is None else HELD_OUT if n in chosen else TRAIN for n in names)
+    return np.fromiter(sides, np.uint8, len(names))
+
+
+def keep_apart(
+    held_out: Iterable[Document],
+    training: Iterable[Document],
+    cleaning: CleaningConfig,
+    counts: collections.Counter[str],
+) -> Sides:
+    """All documents of `held_out`, then those of `training` that are no duplicates.
+
+    Left out is what repeats an earlier training document, counted as `exact_duplicates` and
+    `near_duplicates`, or a held-out one, counted as `held_out_duplicates`: what is measured must
+    not have been trained on.
+    """
+    seen = _Seen(cleaning, counts, compare=cleaning.near_duplicates > 0)
+    sides = []
+    for document in held_out:
+        seen.put_held_out(document)
+        sides.append(HELD_OUT)
+    for document in training:
+        sides.append(DROPPED if seen.relatives(document) is None else TRAIN)
+    return np.array(sides, np.uint8)
+
+
+class _Seen:
+    """Documents kept so far, found again by equal and by similar ones."""
+
+    def __init__(
+        self, cleaning: CleaningConfig, counts: collections.Counter[str], compare: bool
+    ) -> None:
+        """`compare`: whether similarity matters, or only equality, which is far cheaper."""
+        self._compare = compare
+        self._exact = cleaning.exact_duplicates
+        self._near = cleaning.near_duplicates or 2.0  # no similarity reaches it
+        self._counts = counts
+        self._digests: dict[bytes, bool] = {}
+        self._similar = NearDuplicates()
+        self._held_out: set[str] = set()
+
+    def put_held_out(self, document: Document) -> None:
+        """Keeps a document, whatever it resembles."""
+        self._digests[document.digest] = True
+        name = document.digest.hex()  # held-out documents are no group that training joins
+        self._held_out.add(name)
+        if self._compare:
+            self._similar.add(self._similar.signature(document.text), name)
+
+    def relatives(self, document: Document) -> set[str] | None:
+        """Groups of near-identical documents kept before; None if it is left out as a duplicate."""
+        if self._exact and document.digest in self._digests:
+            held_out = self._digests[document.digest]
+            self._counts["held_out_duplicates" if held_out else "exact_duplicates"] += 1
+            return None
+        self._digests.setdefault(document.digest, False)
+        if not self._compare:
+            return set()
+        signature = self._similar.signature(document.text)
+        similar = self._similar.similar(signature)
+        same = [name for name, similarity in similar.items() if similarity >= self._near]
+        if same:
+            held_out = not self._held_out.isdisjoint(same)
+            self._counts["held_out_duplicates" if held_out else "near_duplicates"] += 1
+            return None
+        self._similar.add(signature, document.group)
+        near = {name for name, similarity in similar.items() if similarity >= NEAR_IDENTICAL}
+        return near - self._held_out
 
 
 def _share(name: str) -> float:
@@ -99,50 +164,3 @@ class _Clusters:
     def join(self, one: str, other: str) -> None:
         least, greatest = sorted((self.name(one), self.name(other)))
         self._parents[greatest] = least
-
-
-class _Neighbours:
-    """Documents seen so far, found again by near-identical ones.
-
-    A document is compared with the first one of each of its bands only, so that the work stays
-    linear in documents even where thousands are variants of one template.
-    """
-
-    def __init__(self) -> None:
-        self._minhash = MinHash(num_perm=_PERMUTATIONS, hashfunc=int)
-        self._first: list[dict[bytes, tuple[str, Signature]]] = [{} for _ in range(_BANDS)]
-
-    def near_identical(self, document: Document) -> set[str]:
-        """Groups of near-identical documents seen before; `document` counts as seen from now."""
-        signature = self._signature(document.text)
-        groups = set()
-        bands = signature.reshape(_BANDS, -1)
-        for first, band in zip(self._first, bands, strict=True):
-            group, other = first.setdefault(band.tobytes(), (document.group, signature))
-            if other is signature or group in groups:
-                continue
-            if np.count_nonzero(signature == other) >= _NEAR_IDENTICAL * _PERMUTATIONS:
-                groups.add(group)
-        return groups
-
-    def _signature(self, text: str) -> Signature:
-        self._minhash.clear()
-        for shingles in _shingles(text):
-            self._minhash.update_batch(shingles.tolist())
-        return self._minhash.hashvalues.copy()
-
-
-def _shingles(text: str) -> Iterator[UInt32[np.ndarray, " shingles"]]:
-    """Hashes of each run of five words, some thousands at a time; of fewer in a shorter text."""
-    words = _WORD.findall(text.lower()) or [text.strip()]
-    hashes = np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint64, len(words))
-    count = max(1, len(words) - _WORDS_PER_SHINGLE + 1)
-    mixed = np.zeros(count, np.uint64)
-    for offset in range(min(_WORDS_PER_SHINGLE, len(words))):
-        # Multiply and rotate, modulo 2^64: the order of the words counts, and high bits that the
-        # product gathers come back to where the next product spreads them.
-        mixed = (mixed ^ hashes[offset : offset + count]) * np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed << np.uint64(29)) | (mixed >> np.uint64(35))
-    unique = np.unique((mixed >> np.uint64(32)).astype(np.uint32))
-    for start in range(0, len(unique), _SHINGLES_AT_ONCE):
-        yield unique[start : start + _SHINGLES_AT_ONCE]

@@ -13,7 +13,8 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -107,60 +108,62 @@ class TokenStore:
                 raise ValueError(f"shard {number} holds {tokens.dtype}, not {self.dtype}")
 
 
-def write_store(
-    path: str | Path,
-    texts: Iterable[str],
+def write_stores(
+    folder: str | Path,
+    names: Sequence[str],
+    texts: Iterable[tuple[str, str]],
     tokenizer: Tokenizer,
     fingerprint: str,
+    *,
     progress: Callable[[int], None] = lambda bytes_done: None,
     tokens_per_shard: int = TOKENS_PER_SHARD,
-) -> TokenStore:
-    """Tokenises `texts` over all cores into a new store at `path`, replacing what is there.
+    workers: int = 0,
+) -> dict[str, TokenStore]:
+    """Tokenises texts over several cores into new stores in `folder`, replacing what is there.
 
-    The store appears whole or not at all: it is written into a folder beside it, which is renamed
-    at the end; what a killed run left of such a folder is removed first.
+    The folder appears whole or not at all: it is written beside its place and renamed at the end;
+    what a killed run left of such a folder is removed first. Which bytes are written depends
+    neither on `workers` nor on timing.
 
     Args:
-        path: the folder to make.
-        texts: one document each, read as a stream.
+        folder: the folder to make, with a folder in it for each store.
+        names: of the stores, also of those that get no text.
+        texts: (name of the store, document), read once, as a stream.
         tokenizer: gives the ids, and `bos` and `eos` around each document.
-        fingerprint: kept in the manifest, to tell whether a store is the one that is wanted.
+        fingerprint: kept in the manifests, to tell whether a store is the one that is wanted.
         progress: called now and then with the UTF-8 bytes done so far.
         tokens_per_shard: a shard is closed by the document that brings it to this size.
+        workers: threads that tokenise; 0: as many as there are cores.
     """
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    folder = Path(folder)
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    writer = _ShardWriter(unfinished, dtype, tokens_per_shard)
+    writers = {name: _ShardWriter(unfinished / name, dtype, tokens_per_shard) for name in names}
     bytes_done = 0
-    for batch in _batches(texts):
-        encoded = tokenizer.encode_batch([text for text, _ in batch])
-        for ids, (_, size) in zip(encoded, batch, strict=True):
-            writer.add(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype), size)
+    for batch, encoded in _encoded(_batches(texts), tokenizer, workers):
+        for (name, _, size), ids in zip(batch, encoded, strict=True):
+            writers[name].add(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype), size)
             bytes_done += size
         progress(bytes_done)
-    writer.close()
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "fingerprint": fingerprint,
-        "vocab_size": tokenizer.vocab_size,
-        "dtype": dtype.name,
-        "shards": [dataclasses.asdict(counts) for counts in writer.shards],
-    }
-    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    shutil.rmtree(path, ignore_errors=True)
-    os.rename(unfinished, path)
-    return TokenStore.open(path)
+    for writer in writers.values():
+        writer.finish(fingerprint, tokenizer.vocab_size)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(unfinished, folder)
+    return {name: TokenStore.open(folder / name) for name in names}
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, int]]]:
-    """Texts with their UTF-8 sizes, some megabytes at a time."""
-    batch, total = [], 0
-    for text in texts:
+_Batch = list[tuple[str, str, int]]
+"""Store, text, and UTF-8 bytes of the text."""
+
+
+def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[_Batch]:
+    """Some megabytes at a time."""
+    batch: _Batch = []
+    total = 0
+    for name, text in texts:
         size = len(text.encode())
-        batch.append((text, size))
+        batch.append((name, text, size))
         total += size
         if total >= _BATCH_BYTES:
             yield batch
@@ -169,11 +172,28 @@ def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, int]]]:
         yield batch
 
 
+def _encoded(
+    batches: Iterable[_Batch], tokenizer: Tokenizer, workers: int
+) -> Iterator[tuple[_Batch, list[list[int]]]]:
+    """Each batch with its ids; the next is read while one is tokenised."""
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:
+        pending: tuple[_Batch, Future[list[list[int]]]] | None = None
+        for batch in batches:
+            texts = [text for _, text, _ in batch]
+            begun = batch, thread.submit(tokenizer.encode_batch, texts, workers=workers)
+            if pending is not None:
+                yield pending[0], pending[1].result()
+            pending = begun
+        if pending is not None:
+            yield pending[0], pending[1].result()
+
+
 class _ShardWriter:
     """Cuts a stream of documents into shards; where it cuts depends on the documents alone."""
 
     def __init__(self, directory: Path, dtype: np.dtype, tokens_per_shard: int):
-        self.shards: list[ShardCounts] = []
+        directory.mkdir(parents=True)
+        self._shards: list[ShardCounts] = []
         self._directory = directory
         self._dtype = dtype
         self._tokens_per_shard = tokens_per_shard
@@ -189,16 +209,26 @@ class _ShardWriter:
         self._tokens += len(document)
         self._bytes += num_bytes
         if self._tokens >= self._tokens_per_shard:
-            self.close()
+            self._write_shard()
 
-    def close(self) -> None:
-        """Writes the shard under way, if it holds anything."""
-        if not self._documents:
-            return
-        number = len(self.shards)
+    def finish(self, fingerprint: str, vocab_size: int) -> None:
+        """Writes the shard under way, and last the manifest, which says that all is there."""
+        if self._documents:
+            self._write_shard()
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": fingerprint,
+            "vocab_size": vocab_size,
+            "dtype": self._dtype.name,
+            "shards": [dataclasses.asdict(counts) for counts in self._shards],
+        }
+        (self._directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+    def _write_shard(self) -> None:
+        number = len(self._shards)
         offsets = np.zeros(len(self._documents) + 1, np.int64)
         np.cumsum([len(document) for document in self._documents], out=offsets[1:])
         np.save(self._directory / f"tokens_{number:05d}.npy", np.concatenate(self._documents))
         np.save(self._directory / f"offsets_{number:05d}.npy", offsets)
-        self.shards.append(ShardCounts(self._tokens, len(self._documents), self._bytes))
+        self._shards.append(ShardCounts(self._tokens, len(self._documents), self._bytes))
         self._start_shard()

@@ -4,25 +4,30 @@ A model's bits per byte mean something beside those of general compressors and o
 
 * `gzip`, `xz`: the held-out text alone, at the strongest plain level of each (`-9`);
 * `xz_with_train`: xz may look back into the training text, as the model could;
-* `unigram`, `bigram`: cross-entropy of token counts from the training tokens.
+* `unigram`, `bigram`: cross-entropy of token counts from the training tokens;
+* `kneser_ney`: the same of a 5-gram model, the strongest of the n-grams.
 """
 
 import gzip
 import lzma
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, UInt, UInt64
+from jaxtyping import UInt
+
+from jaxllm.evaluation.ngrams import (
+    bigram_bits,
+    fit_kneser_ney,
+    kneser_ney_bits,
+    ngram_counts,
+    unigram_bits,
+)
 
 XZ_PRESET = 9
 """`xz -9`, without `--extreme`, which takes longer for about one part in a hundred."""
 
 XZ_DICTIONARY_BYTES = 64 * 2**20
 """How far preset 9 looks back (xz manual, "-0 ... -9"): a longer prefix would change nothing."""
-
-ABSOLUTE_DISCOUNT = 0.75
-"""Taken off every bigram count; the value customary since Ney, Essen & Kneser 1994."""
 
 
 def gzip_size(data: bytes) -> int:
@@ -33,92 +38,6 @@ def gzip_size(data: bytes) -> int:
 def xz_size(data: bytes) -> int:
     """Bytes of `data` after `xz -9`; the compressor takes up to 700 MB of memory."""
     return len(lzma.compress(data, preset=XZ_PRESET))
-
-
-class NgramCounts(NamedTuple):
-    """Counts of training tokens; a predicted token is any but the ignored one."""
-
-    unigram: Float64[np.ndarray, "vocab"]
-    """Add-one probability of each token; the ignored token has 0; the sum is 1."""
-    keys: UInt64[np.ndarray, "pairs"]
-    """Seen pairs, `previous * vocab + token`, ascending."""
-    counts: Int64[np.ndarray, "pairs"]
-    """How often each pair was seen."""
-    context_counts: Int64[np.ndarray, "vocab"]
-    """c(h): how often a predicted token followed h."""
-    context_types: Int64[np.ndarray, "vocab"]
-    """n(h): how many different tokens followed h."""
-
-
-def ngram_counts(
-    tokens: UInt[np.ndarray, "train"], vocab_size: int, ignore: int | None = None
-) -> NgramCounts:
-    """Counts unigrams and bigrams.
-
-    Args:
-        tokens: the training tokens in order.
-        vocab_size: number of ids; every token is below it.
-        ignore: an id that is never predicted (the one that opens a document), though it is
-            a context like any other; None where there is none.
-    """
-    occurrences = np.bincount(tokens, minlength=vocab_size)
-    unigram = occurrences + 1.0
-    if ignore is not None:
-        unigram[ignore] = 0.0
-    unigram /= unigram.sum()
-
-    predicted = _predicted(tokens[1:], ignore)
-    keys, counts = np.unique(_pair_keys(tokens, vocab_size)[predicted], return_counts=True)
-    contexts = (keys // np.uint64(vocab_size)).astype(np.int64)
-    context_counts = np.bincount(contexts, weights=counts, minlength=vocab_size)
-    context_types = np.bincount(contexts, minlength=vocab_size)
-    return NgramCounts(unigram, keys, counts, context_counts.astype(np.int64), context_types)
-
-
-def unigram_bits(
-    model: NgramCounts, tokens: UInt[np.ndarray, "eval"], ignore: int | None = None
-) -> float:
-    """Bits that the add-one unigram spends on `tokens`, the ignored ones left out.
-
-    p(w) = (c(w) + 1) / (number of tokens + number of predictable ids)
-    """
-    return _bits(model.unigram[tokens[_predicted(tokens, ignore)]])
-
-
-def bigram_probabilities(
-    model: NgramCounts, tokens: UInt[np.ndarray, "eval"]
-) -> Float64[np.ndarray, "eval"]:
-    """Probability of each token given the one before it; of the first, its unigram one.
-
-    Absolute discounting, interpolated with the add-one unigram p(w), D = `ABSOLUTE_DISCOUNT`:
-
-        p(w | h) = max(c(h, w) − D, 0) / c(h) + D · n(h) / c(h) · p(w)
-
-    with c(h, w) the count of the pair, c(h) and n(h) as in `NgramCounts`; p(w) where c(h) is 0.
-    (Ney, Essen & Kneser 1994; Chen & Goodman 1998, section 2.6.)
-    """
-    probabilities = model.unigram[tokens]
-    if len(tokens) < 2 or not len(model.keys):
-        return probabilities
-    keys = _pair_keys(tokens, len(model.unigram))
-    place = np.minimum(np.searchsorted(model.keys, keys), len(model.keys) - 1)
-    pair_counts = np.where(model.keys[place] == keys, model.counts[place], 0)
-
-    context = tokens[:-1]
-    seen = model.context_counts[context] > 0
-    total = np.maximum(model.context_counts[context], 1)
-    discounted = np.maximum(pair_counts - ABSOLUTE_DISCOUNT, 0.0) / total
-    freed = ABSOLUTE_DISCOUNT * model.context_types[context] / total
-    smoothed = discounted + freed * probabilities[1:]
-    probabilities[1:] = np.where(seen, smoothed, probabilities[1:])
-    return probabilities
-
-
-def bigram_bits(
-    model: NgramCounts, tokens: UInt[np.ndarray, "eval"], ignore: int | None = None
-) -> float:
-    """Bits that the bigram of `bigram_probabilities` spends on the tokens not ignored."""
-    return _bits(bigram_probabilities(model, tokens)[_predicted(tokens, ignore)])
 
 
 def reference_scores(
@@ -135,6 +54,9 @@ def reference_scores(
     compressions, so they run in threads (`zlib` and `lzma` release the interpreter's lock) while
     the n-grams are counted, and of much data a sample should be passed. As prefix serves the end
     of `train_text`, as much as xz can look back to with the whole of `eval_text` read.
+
+    Kneser-Ney counts the last `ngrams.MAX_TRAIN_TOKENS` of the training tokens, the other n-grams
+    all of them; it takes about a second a million tokens, and 2 GB of memory at the most.
 
     Args:
         train_text, eval_text: UTF-8 bytes of the documents, without separators between them.
@@ -153,10 +75,12 @@ def reference_scores(
         prefix_alone = threads.submit(xz_size, prefix)
         xz = threads.submit(xz_size, eval_text)
         gzipped = threads.submit(gzip_size, eval_text)
-        model = ngram_counts(train_tokens, vocab_size, ignore)
+        counts = ngram_counts(train_tokens, vocab_size, ignore)
+        kneser_ney = fit_kneser_ney(train_tokens, vocab_size, ignore)
         bits = {
-            "unigram": unigram_bits(model, eval_tokens, ignore),
-            "bigram": bigram_bits(model, eval_tokens, ignore),
+            "unigram": unigram_bits(counts, eval_tokens, ignore),
+            "bigram": bigram_bits(counts, eval_tokens, ignore),
+            "kneser_ney": kneser_ney_bits(kneser_ney, eval_tokens),
             "gzip": 8.0 * gzipped.result(),
             "xz": 8.0 * xz.result(),
             "xz_with_train": 8.0 * (both.result() - prefix_alone.result()),
@@ -164,17 +88,3 @@ def reference_scores(
     return {
         f"reference/{name}/bits_per_byte": value / len(eval_text) for name, value in bits.items()
     }
-
-
-def _pair_keys(tokens: UInt[np.ndarray, "length"], vocab_size: int) -> UInt64[np.ndarray, "pairs"]:
-    return tokens[:-1].astype(np.uint64) * np.uint64(vocab_size) + tokens[1:]
-
-
-def _predicted(
-    tokens: UInt[np.ndarray, "length"], ignore: int | None
-) -> Bool[np.ndarray, "length"]:
-    return np.ones(len(tokens), bool) if ignore is None else tokens != ignore
-
-
-def _bits(probabilities: Float64[np.ndarray, "length"]) -> float:
-    return float(-np.log2(probabilities).sum())

@@ -123,6 +123,7 @@ def _contents(run_dir: Path) -> dict[str, Any]:
         "samples": samples,
         "time": time_bars(summary),
         # References have their own section, which says more than a table of them would.
+        "matrices": scores.score_matrices(summary),
         "score_groups": {name: group for name, group in rows.items() if name != scores.REFERENCES},
         "config": config,
         "versions": versions,

@@ -22,6 +22,14 @@ class Row(NamedTuple):
     text: str
 
 
+class Matrix(NamedTuple):
+    """A table of several things by the same scores."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
 def _decimals(value: Number) -> str:
     return f"{value:.4f}"
 
@@ -34,6 +42,7 @@ HELD_OUT = "Held-out text"
 TRAINING = "Training"
 TIME = "Time"
 DATA = "Data"
+CLEANING = "Cleaning, texts"
 REFERENCES = "References, bits per byte"
 OTHER = "Other scores"
 
@@ -53,6 +62,7 @@ GROUPS: dict[str, dict[str, Score]] = {
         "reference/xz_with_train/bits_per_byte": Score("xz -9 after training text", _decimals),
         "reference/unigram/bits_per_byte": Score("token unigram", _decimals),
         "reference/bigram/bits_per_byte": Score("token bigram", _decimals),
+        "reference/kneser_ney/bits_per_byte": Score("Kneser–Ney 5-gram", _decimals),
     },
     TRAINING: {
         "model/parameters": Score("parameters", quantities.number),
@@ -64,6 +74,7 @@ GROUPS: dict[str, dict[str, Score]] = {
         "train/skipped": Score("steps skipped, not finite", quantities.number),
     },
     TIME: {
+        "time/read": Score("reading and cleaning", quantities.duration),
         "time/tokenizer": Score("training the tokenizer", quantities.duration),
         "time/tokenise": Score("tokenising", quantities.duration),
         "time/compile": Score("compiling", quantities.duration),
@@ -77,8 +88,42 @@ GROUPS: dict[str, dict[str, Score]] = {
         "data/eval_documents": Score("held-out documents", quantities.number),
         "data/eval_bytes": Score("held-out text", quantities.byte_count),
         "data/bad_lines": Score("bad lines set aside", quantities.number),
+        "data/fill_rate": Score("rows filled", quantities.share),
+    },
+    CLEANING: {
+        "data/cleaning/unicode": Score("brought to normal form", quantities.number),
+        "data/cleaning/control_characters": Score("control characters", quantities.number),
+        "data/cleaning/whitespace": Score("white space", quantities.number),
+        "data/cleaning/min_chars": Score("left out: too short", quantities.number),
+        "data/cleaning/exact_duplicates": Score("left out: duplicates", quantities.number),
+        "data/cleaning/near_duplicates": Score("left out: near-duplicates", quantities.number),
+        "data/cleaning/held_out_duplicates": Score("left out: held out too", quantities.number),
     },
 }
+
+MATRICES: dict[str, tuple[str, dict[str, Score]]] = {
+    "Sources": (
+        "data/source/",
+        {
+            "tokens": Score("tokens", quantities.count),
+            "share": Score("share of rows", quantities.share),
+            "epochs": Score("epochs", "{:.3g}".format),
+        },
+    ),
+    "Tokenizers": (
+        "tokenizer/",
+        {
+            "vocab_size": Score("vocabulary", quantities.number),
+            "bytes_per_token": Score("bytes / token", "{:.3f}".format),
+            "unknown": Score("unknown", quantities.share),
+            "lossless": Score("lossless", quantities.share),
+            "train_seconds": Score("trained in", quantities.duration),
+            "megabytes_per_second": Score("MB / s", "{:.1f}".format),
+            "bits_per_byte": Score("bits / byte", "{:.3f}".format),
+        },
+    ),
+}
+"""Names `PREFIX/THING/COLUMN` of `summary.json`, by title: their prefix and columns."""
 
 
 def score_rows(summary: Mapping[str, Number]) -> dict[str, list[Row]]:
@@ -96,12 +141,37 @@ def score_rows(summary: Mapping[str, Number]) -> dict[str, list[Row]]:
         if rows:
             groups[group] = rows
     known = {name for scores in GROUPS.values() for name in scores}
+    known |= {name for name in summary if any(_place(name, m) for m in MATRICES.values())}
     others = [
         Row(name, _shown(quantities.number, value))
         for name, value in summary.items()
         if name not in known
     ]
     return groups | ({OTHER: others} if others else {})
+
+
+def score_matrices(summary: Mapping[str, Number]) -> list[Matrix]:
+    """The tables of several things that `summary` has, each with the columns that it has."""
+    found = []
+    for title, matrix in MATRICES.items():
+        cells: dict[str, dict[str, str]] = {}
+        for name, value in summary.items():
+            if place := _place(name, matrix):
+                thing, column = place
+                cells.setdefault(thing, {})[column] = _shown(matrix[1][column].format, value)
+        columns = [c for c in matrix[1] if any(c in row for row in cells.values())]
+        header = ("", *(matrix[1][column].label for column in columns))
+        rows = [(thing, *(row.get(c, "") for c in columns)) for thing, row in cells.items()]
+        if rows:
+            found.append(Matrix(title, header, rows))
+    return found
+
+
+def _place(name: str, matrix: tuple[str, dict[str, Score]]) -> tuple[str, str] | None:
+    """(thing, column) of a name of a matrix; a thing may hold slashes, as a path does."""
+    prefix, columns = matrix
+    thing, _, column = name.removeprefix(prefix).rpartition("/")
+    return (thing, column) if name.startswith(prefix) and thing and column in columns else None
 
 
 def _shown(formatted: Callable[[Number], str], value: object) -> str:

@@ -12,7 +12,7 @@ from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.batches import EvalBatches
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import prepare_corpus, prepare_text
-from jaxllm.data.rows import PackedRows
+from jaxllm.data.packing import packed_rows
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator, predicted_tokens, text_scores
@@ -92,7 +92,7 @@ def run(config: EvaluateConfig, workdir: Path | None) -> None:
 def _scores(
     config: EvaluateConfig, loaded: LoadedModel, store: TokenStore, data: DataConfig
 ) -> dict[str, float]:
-    rows = PackedRows(store, data.seq_len, data.document_mask)
+    rows = packed_rows(store, data.packing, data.seq_len, data.document_mask)
     mesh = jax.sharding.get_mesh()
     batches = EvalBatches(rows, config.batch_size, batch_sharding(mesh))
     evaluate = LossEvaluator(next_token(loaded.model, NextTokenConfig()))

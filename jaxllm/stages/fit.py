@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -68,6 +68,7 @@ def fit(
     source: Source,
     evaluate: Evaluate,
     flops_per_token: float,
+    source_scalars: Callable[[int], Mapping[str, float]] = lambda step: {},
 ) -> tuple[TrainState, Params, dict[str, float]]:
     """Trains to the end, from the newest checkpoint of the run if it has one.
 
@@ -82,6 +83,7 @@ def fit(
         source: batches.
         evaluate: `(step, state, frozen) -> scores`.
         flops_per_token: for MFU.
+        source_scalars: what the source has to tell at a log point after so many steps.
 
     Returns:
         The last state, the parameters that were not trained, and what the loop measured.
@@ -125,6 +127,7 @@ def fit(
             max_skipped=config.train.max_skipped,
             flops_per_token=flops_per_token,
             peak_flops=peak * mesh.size if peak else None,
+            source_scalars=source_scalars,
         )
         state, measured = train(loop, state)
     return state, frozen, measured

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from jax.sharding import Mesh
 from jaxllm import trees
 from jaxllm.checkpoints.load import load_model, model_config_of
 from jaxllm.checkpoints.run_directory import RunDirectory
-from jaxllm.data.batches import BatchSource, EvalBatches, shuffled_rows
+from jaxllm.data.batches import BatchSource, EvalBatches
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, prepare_corpus
-from jaxllm.data.rows import PackedRows
-from jaxllm.data.store import TokenStore
+from jaxllm.data.packing import packed_rows
+from jaxllm.data.store import TOKENS_PER_SHARD, TokenStore
+from jaxllm.data.training_rows import TrainingRows, training_rows
 from jaxllm.errors import UserError
-from jaxllm.evaluation.loss import LossEvaluator, predicted_tokens, text_scores
+from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.evaluation.references import reference_scores
 from jaxllm.inference.generate import generate_text
 from jaxllm.models.config import ModelConfig, TransformerConfig
@@ -36,6 +37,7 @@ from jaxllm.reporting.samples import append_samples
 from jaxllm.reporting.tables import print_summary
 from jaxllm.sharding.mesh import batch_sharding, make_mesh
 from jaxllm.sharding.rules import shardings
+from jaxllm.stages.data_scores import data_scores, phase_scores, print_mixture, source_scores
 from jaxllm.stages.fields import SamplingFields, TrainingFields
 from jaxllm.stages.fit import check_batch, fit, is_finished
 from jaxllm.tokenizers.config import TokenizerConfig
@@ -57,8 +59,8 @@ class PretrainConfig(TrainingFields, SamplingFields):
     model: ModelConfig = ModelConfig()
     objective: NextTokenConfig = NextTokenConfig()
     references: bool = True
-    """Whether to measure gzip, xz, unigram and bigram on the held-out text, to compare with; left
-    out beyond 64 MiB of held-out or 1 GiB of training text."""
+    """Whether to measure gzip, xz and n-gram models on the held-out text, to compare with; left out
+    beyond 64 MiB of held-out or 1 GiB of training text."""
 
     def __post_init__(self) -> None:
         TrainingFields.__post_init__(self)
@@ -88,15 +90,15 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
     if config.tokenizer.path and not begun_with:  # one that was trained is there already
         corpus.tokenizer.save(directory.tokenizer)
     directory.begin(dataclasses.asdict(config), corpus.fingerprints)
+    rows = training_rows(config.data, corpus, config.seed, config.steps * config.batch_size)
+    print_mixture(rows, config.steps * config.batch_size)
     with jax.set_mesh(mesh):
-        scores = _train(config, directory, mesh, corpus, model)
-    scores |= _data_scores(corpus)
+        scores = _train(config, directory, mesh, corpus, rows, model)
+    scores |= data_scores(corpus)
+    scores |= source_scores(rows) | rows.scalars(config.steps * config.batch_size)
     if config.references and _affordable(corpus):
         scores |= _references(corpus)
-    scores["time/tokenizer"] = phases.seconds.get("train tokenizer", 0.0)
-    scores["time/tokenise"] = sum(
-        seconds for name, seconds in phases.seconds.items() if name.startswith("tokenise")
-    )
+    scores |= phase_scores(phases)
     scores["time/total"] = time.monotonic() - begin
     directory.write_summary(scores)
     report = write_report(workdir)
@@ -125,13 +127,13 @@ def _train(
     directory: RunDirectory,
     mesh: Mesh,
     corpus: Corpus,
+    rows: TrainingRows,
     model: TransformerConfig,
 ) -> dict[str, float]:
     """Trains over the mesh in use; returns the final scores."""
     shapes = param_shapes(model)
     objective = next_token(model, config.objective)
-    rows = PackedRows(corpus.train, config.data.seq_len, config.data.document_mask)
-    source = BatchSource(shuffled_rows(rows, config.seed), config.batch_size, batch_sharding(mesh))
+    source = BatchSource(rows.mixture, config.batch_size, batch_sharding(mesh))
     evaluation = _Evaluation(config, directory, mesh, corpus, model, objective)
     try:
         state, frozen, measured = fit(
@@ -145,6 +147,7 @@ def _train(
             source=source,
             evaluate=evaluation,
             flops_per_token=model_training_flops_per_token(model, config.data.seq_len),
+            source_scalars=lambda step: rows.scalars(step * config.batch_size),
         )
     finally:
         source.close()
@@ -173,7 +176,8 @@ class _Evaluation:
         objective: Objective,
     ) -> None:
         self._config, self._directory, self._corpus, self._model = config, directory, corpus, model
-        self._rows = PackedRows(corpus.eval, config.data.seq_len, config.data.document_mask)
+        data = config.data
+        self._rows = packed_rows(corpus.eval, data.packing, data.seq_len, data.document_mask)
         self._sharding = batch_sharding(mesh)
         self._evaluate = LossEvaluator(objective)
 
@@ -215,22 +219,9 @@ def _initial_params(
     return lambda: jax.jit(lambda key: init_params(model, key), out_shardings=layout)(key)
 
 
-def _data_scores(corpus: Corpus) -> dict[str, float]:
-    return {
-        "data/train_documents": float(corpus.train.num_documents),
-        "data/train_bytes": float(corpus.train.num_bytes),
-        "data/train_tokens": float(corpus.train.num_tokens),
-        "data/eval_documents": float(corpus.eval.num_documents),
-        "data/eval_bytes": float(corpus.eval.num_bytes),
-        "data/bad_lines": float(corpus.bad_lines),
-        "eval/bytes": float(corpus.eval.num_bytes),
-        "eval/tokens": float(predicted_tokens(corpus.eval)),
-    }
-
-
 def _affordable(corpus: Corpus) -> bool:
     small = corpus.eval.num_bytes <= _REFERENCE_BYTES
-    return small and corpus.train.num_bytes <= 16 * _REFERENCE_BYTES
+    return small and corpus.split.train_bytes <= 16 * _REFERENCE_BYTES
 
 
 def _references(corpus: Corpus) -> dict[str, float]:
@@ -238,10 +229,10 @@ def _references(corpus: Corpus) -> dict[str, float]:
     return reference_scores(
         _tail(corpus.train_texts()),
         "".join(corpus.eval_texts()).encode(),
-        _tokens(corpus.train),
-        _tokens(corpus.eval),
-        corpus.tokenizer.vocab_size,
-        ignore=corpus.tokenizer.bos_id,
+        _last_tokens(corpus.train),
+        _last_tokens([corpus.eval]),
+        corpus.tokenizer.vocab_size + 1,
+        ignore=corpus.tokenizer.vocab_size,
     )
 
 
@@ -257,6 +248,17 @@ def _tail(texts: Iterable[str]) -> bytes:
     return b"".join(kept)
 
 
-def _tokens(store: TokenStore) -> np.ndarray:
-    """The tokens of a store's last shard: at most tens of millions."""
-    return np.asarray(store.tokens(len(store.shards) - 1))
+def _last_tokens(stores: Sequence[TokenStore]) -> np.ndarray:
+    """The last shards of the stores, as much as a reference looks at.
+
+    The token that opens a document, which nobody has to predict, becomes an id of its own, the
+    size of the vocabulary: in some vocabularies it is the one that closes documents too.
+    """
+    kept: list[np.ndarray] = []
+    for store in reversed(stores):
+        for shard in reversed(range(len(store.shards))):
+            if sum(map(len, kept)) < TOKENS_PER_SHARD:
+                tokens = store.tokens(shard).astype(np.uint32)
+                tokens[store.offsets(shard)[:-1]] = store.vocab_size
+                kept.append(tokens)
+    return np.concatenate(kept[::-1])

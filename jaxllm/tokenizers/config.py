@@ -7,14 +7,30 @@ from jaxllm.tokenizers.trainers import TRAINERS
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Which tokenizer to train, or where a saved one lies."""
+    """Which tokenizer to train, or where one that exists lies."""
 
     kind: str = "bpe"
-    """How to split text into tokens: `bpe` (byte-level byte-pair encoding)."""
+    """How to split text into tokens: `bpe` (byte-level byte-pair encoding), `wordpiece`, `unigram`,
+    `charbpe`, `sentencepiece_bpe`, `sentencepiece_unigram` or `bytes`; docs/tokenizers.md compares
+    them. Not used with `path`."""
     vocab_size: int = 8192
     """Number of tokens of a tokenizer that is trained, special tokens included."""
     path: str = ""
-    """Folder of a saved tokenizer to use as it is; empty: train one on the training text."""
+    """Tokenizer to use as it is: a folder saved here or by Hugging Face, a `tokenizer.json`, a
+    SentencePiece `.model`, GPT-2's `vocab.json` and `merges.txt`, or BERT's `vocab.txt`; empty:
+    train one on the training text."""
+    bos_token: str = ""
+    """Token of the tokenizer at `path` that opens a document; empty: as its files say, else the
+    first well-known name it has, else `eos_token`."""
+    eos_token: str = ""
+    """Token of the tokenizer at `path` that closes a document; empty: as its files say, else the
+    first well-known name it has."""
+    pad_token: str = ""
+    """Token of the tokenizer at `path` that fills rows; empty: as its files say, else the first
+    well-known name it has, else `eos_token`."""
+    unk_token: str = ""
+    """Token of the tokenizer at `path` for what it cannot express; empty: as its files say, else
+    the first well-known name it has, else none."""
 
     def __post_init__(self) -> None:
         if self.kind not in TRAINERS:

@@ -1,112 +1,112 @@
-"""Tokenizers: text to token ids and back, whatever library does the work."""
+"""The type that every tokenizer has, and loading one from files of any known format."""
 
-import abc
-import hashlib
-import os
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-
-import tokenizers as hf
+from typing import Any
 
 from jaxllm.errors import UserError
-from jaxllm.tokenizers.special_tokens import BOS, EOS, PAD, UNK
+from jaxllm.tokenizers import foreign_formats
+from jaxllm.tokenizers.byte_tokenizer import KIND_KEY, ByteTokenizer
+from jaxllm.tokenizers.config import TokenizerConfig
+from jaxllm.tokenizers.hugging_face import HuggingFaceTokenizer
+from jaxllm.tokenizers.interface import (
+    CONFIG_FILE,
+    HF_FILE,
+    SENTENCEPIECE_FILE,
+    Tokenizer,
+    read_json_object,
+)
+from jaxllm.tokenizers.sentence_piece import SentencePieceTokenizer
+from jaxllm.tokenizers.special_ids import ROLES, SpecialTokenError
 
-TOKENIZER_FILE = "tokenizer.json"
+__all__ = ["Tokenizer", "configured_tokenizer", "load_tokenizer"]
 
-
-class Tokenizer(abc.ABC):
-    """Text to token ids and back.
-
-    Encoding adds no token of its own, neither at the start nor at the end, and reads the text of
-    a special token, such as a literal `</s>`, as the characters it is made of: special tokens
-    enter only by id, so no text can forge them.
-    """
-
-    vocab_size: int
-    """Number of ids, special tokens included; every id is below it."""
-    bos_id: int
-    """Opens a document."""
-    eos_id: int
-    """Closes a document."""
-    pad_id: int
-    """Fills rows. Masks come from lengths, never from this value."""
-    unk_id: int
-    """What a tokenizer that is not lossless gives for text it cannot express."""
-    fingerprint: str
-    """Hexadecimal hash of everything that decides the encoding."""
-
-    @abc.abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """Token ids of one text."""
-
-    @abc.abstractmethod
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, computed on all cores."""
-
-    @abc.abstractmethod
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
-
-    @abc.abstractmethod
-    def save(self, directory: str | Path) -> None:
-        """Writes what `load_tokenizer` needs; a reader never sees half a file."""
+_MAP_FILE = "special_tokens_map.json"
 
 
-class HuggingFaceTokenizer(Tokenizer):
-    """A tokenizer run by Hugging Face `tokenizers`, kept as one `tokenizer.json`."""
-
-    def __init__(self, backend: hf.Tokenizer):
-        """Wraps `backend`.
-
-        Raises:
-            UserError: the vocabulary lacks one of `<s>`, `</s>`, `<pad>`, `<unk>`.
-        """
-        backend.encode_special_tokens = True
-        self._backend = backend
-        self.vocab_size = backend.get_vocab_size()
-        self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
-            self._special_id(token) for token in (BOS, EOS, PAD, UNK)
-        )
-        self.fingerprint = hashlib.blake2b(backend.to_str().encode(), digest_size=16).hexdigest()
-
-    def _special_id(self, token: str) -> int:
-        index = self._backend.token_to_id(token)
-        if index is None:
-            raise UserError(f"the tokenizer has no token {token}, which marks documents here.")
-        return index
-
-    def encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        # The "fast" variant leaves out character offsets, which nothing here reads.
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
-
-    def save(self, directory: str | Path) -> None:
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        unfinished = directory / f".{TOKENIZER_FILE}.{os.getpid()}"
-        self._backend.save(str(unfinished))
-        os.replace(unfinished, directory / TOKENIZER_FILE)
-
-
-def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote into `directory`.
+def configured_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer at `config.path`, with the special tokens that `config` names.
 
     Raises:
-        UserError: there is no tokenizer in `directory`, or it cannot be read.
+        UserError: as `load_tokenizer`; the message begins with the field at fault.
     """
-    path = Path(directory) / TOKENIZER_FILE
-    if not path.is_file():
-        raise UserError(f"{directory}: there is no tokenizer here ({TOKENIZER_FILE} is missing).")
     try:
-        backend = hf.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare `Exception`
-        raise UserError(f"{path}: is not a readable tokenizer: {error}") from None
-    try:
-        return HuggingFaceTokenizer(backend)
+        return load_tokenizer(config.path, config)
+    except SpecialTokenError:
+        raise
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"config.tokenizer.path: {error}") from None
+
+
+def load_tokenizer(path: str | Path, config: TokenizerConfig | None = None) -> Tokenizer:
+    """The tokenizer at `path`; nothing that lies there is executed or unpickled.
+
+    Args:
+        path: a folder, in which the first is taken of `tokenizer.json` (as `Tokenizer.save` and
+            Hugging Face write it), `tokenizer.model` or another SentencePiece `.model`,
+            `vocab.json` with `merges.txt` (GPT-2's format), and `vocab.txt` (BERT's); or one of
+            these files.
+        config: names special tokens by its fields `bos_token`, `eos_token`, `pad_token` and
+            `unk_token`; what it leaves empty, the files beside the tokenizer tell.
+
+    Raises:
+        UserError: there is no tokenizer at `path`, it cannot be read, or its special tokens
+            cannot be told.
+    """
+    file = _find(Path(path))
+    asked = dataclasses.asdict(config) if config else {}
+    try:
+        settings = read_json_object(file.parent / CONFIG_FILE)
+        names = read_json_object(file.parent / _MAP_FILE)
+        return _load(file, asked, settings, _declared(names) | _declared(settings))
+    except SpecialTokenError as error:
+        raise SpecialTokenError(f"{error} (tokenizer: {file})") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: is not a readable tokenizer: {error}") from None
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for name in (HF_FILE, SENTENCEPIECE_FILE):
+        if (path / name).is_file():
+            return path / name
+    others = sorted(path.glob("*.model"))
+    if len(others) > 1:
+        raise UserError(f"{path}: has several .model files; name one of them.")
+    candidates = [*others, path / foreign_formats.VOCAB_JSON, path / foreign_formats.VOCAB_TXT]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"{path}: there is no tokenizer here ({HF_FILE} is missing).")
+
+
+def _load(
+    file: Path, asked: Mapping[str, str], settings: dict[str, Any], declared: dict[str, str]
+) -> Tokenizer:
+    if file.suffix == ".model":
+        return SentencePieceTokenizer(file.read_bytes(), asked, declared)
+    if file.name in (foreign_formats.VOCAB_JSON, foreign_formats.MERGES_TXT):
+        definition = foreign_formats.gpt2_definition(file.parent, settings, declared)
+    elif file.suffix == ".txt":
+        definition = foreign_formats.bert_definition(file, settings, declared)
+    elif file.suffix == ".json":
+        if settings.get(KIND_KEY) == "bytes":
+            return ByteTokenizer()
+        definition = file.read_text(encoding="utf-8")
+    else:
+        raise ValueError("the name ends in none of .json, .model and .txt")
+    return HuggingFaceTokenizer(definition, asked, declared)
+
+
+def _declared(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The tokens of the four roles, each written as a string or as `{"content": string, …}`."""
+    declared = {}
+    for role in ROLES:
+        token = settings.get(role)
+        if isinstance(token, Mapping):
+            token = token.get("content")
+        if isinstance(token, str) and token:
+            declared[role] = token
+    return declared

@@ -5,11 +5,20 @@ from collections.abc import Callable, Iterable
 import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from jaxllm.tokenizers import character_trainers
+from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer
+from jaxllm.tokenizers.character_trainers import train_charbpe, train_wordpiece
+from jaxllm.tokenizers.hugging_face import HuggingFaceTokenizer
+from jaxllm.tokenizers.interface import Tokenizer
+from jaxllm.tokenizers.sentencepiece_trainers import (
+    train_sentencepiece_bpe,
+    train_sentencepiece_unigram,
+    train_unigram,
+)
 from jaxllm.tokenizers.special_tokens import SPECIAL_TOKENS
-from jaxllm.tokenizers.tokenizer import HuggingFaceTokenizer, Tokenizer
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
     """Byte-level byte-pair encoding with GPT-2's splitting rule (Radford et al., 2019).
 
     Every string is encoded without loss, because all 256 bytes are in the vocabulary and nothing
@@ -26,11 +35,30 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer=trainer)
-    return HuggingFaceTokenizer(backend)
+    return HuggingFaceTokenizer(backend.to_str())
 
 
-TRAINERS: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {"bpe": train_bpe}
+def train_bytes(texts: Iterable[str], vocab_size: int) -> ByteTokenizer:
+    """Nothing to learn; there are always as many tokens as special tokens and bytes."""
+    return ByteTokenizer()
+
+
+TRAINERS: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {
+    "bpe": train_bpe,
+    "wordpiece": train_wordpiece,
+    "unigram": train_unigram,
+    "charbpe": train_charbpe,
+    "sentencepiece_bpe": train_sentencepiece_bpe,
+    "sentencepiece_unigram": train_sentencepiece_unigram,
+    "bytes": train_bytes,
+}
 """The kinds of `TokenizerConfig.kind`: each takes the texts and the vocabulary size asked for."""
 
-SMALLEST_VOCABULARY: dict[str, int] = {"bpe": len(SPECIAL_TOKENS) + 256}
+LOSSLESS = frozenset(TRAINERS) - {"wordpiece", "charbpe"}
+"""The kinds that give every text back exactly."""
+
+SMALLEST_VOCABULARY: dict[str, int] = {
+    kind: len(SPECIAL_TOKENS) + 256 if kind in LOSSLESS else character_trainers.SMALLEST
+    for kind in TRAINERS
+}
 """What each kind's vocabulary holds before it has learnt anything."""

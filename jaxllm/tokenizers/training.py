@@ -1,31 +1,53 @@
 """Trains the tokenizer that a configuration asks for."""
 
+import sys
 from collections.abc import Iterable
 
 from jaxllm.errors import UserError
 from jaxllm.tokenizers.config import TokenizerConfig
-from jaxllm.tokenizers.tokenizer import Tokenizer
-from jaxllm.tokenizers.trainers import SMALLEST_VOCABULARY, TRAINERS
+from jaxllm.tokenizers.interface import Tokenizer
+from jaxllm.tokenizers.sizes import NoTextError, TooLargeError, TooSmallError
+from jaxllm.tokenizers.trainers import LOSSLESS, SMALLEST_VOCABULARY, TRAINERS
+
+_FIELD = "config.tokenizer.vocab_size"
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     """Trains a tokenizer of `config.kind` on `texts`; the same texts give the same tokenizer.
 
+    It has exactly `config.vocab_size` tokens, except that `bytes` has its fixed number, which is
+    told on standard error where it is another.
+
     Raises:
-        UserError: the vocabulary asked for is smaller than the kind's fixed part (special tokens
-            and bytes), or larger than the texts can give.
+        UserError: the vocabulary asked for is smaller than the kind's fixed part (special tokens,
+            bytes, characters), or larger than the texts can give.
     """
-    smallest = SMALLEST_VOCABULARY[config.kind]
-    if config.vocab_size < smallest:
+    kind, asked = config.kind, config.vocab_size
+    smallest = SMALLEST_VOCABULARY[kind]
+    if kind == "bytes":
+        if asked != smallest:
+            print(f"{_FIELD}: is {asked}, but bytes have {smallest} tokens", file=sys.stderr)
+        return TRAINERS[kind](texts, smallest)
+    if asked < smallest:
+        parts = "bytes" if kind in LOSSLESS else "the smallest alphabet"
         raise UserError(
-            f"config.tokenizer.vocab_size: is {config.vocab_size}, but special tokens and bytes "
+            f"{_FIELD}: is {asked}, but special tokens and {parts} "
             f"alone make {smallest}; raise it to {smallest} or more."
         )
-    tokenizer = TRAINERS[config.kind](texts, config.vocab_size)
-    if tokenizer.vocab_size < config.vocab_size:
+    try:
+        tokenizer = TRAINERS[kind](texts, asked)
+        if tokenizer.vocab_size < asked:
+            raise TooLargeError(tokenizer.vocab_size)
+    except TooLargeError as error:
         raise UserError(
-            f"config.tokenizer.vocab_size: is {config.vocab_size}, but the training text gives "
-            f"only {tokenizer.vocab_size} tokens; lower it to {tokenizer.vocab_size} or less, "
-            "or give more text."
-        )
+            f"{_FIELD}: is {asked}, but the training text gives only {error.possible} tokens; "
+            f"lower it to {error.possible} or less, or give more text."
+        ) from None
+    except TooSmallError as error:
+        raise UserError(
+            f"{_FIELD}: is {asked}, but special tokens, bytes and the characters of the training "
+            f"text alone make {error.possible}; raise it to {error.possible} or more."
+        ) from None
+    except NoTextError:
+        raise UserError("config.tokenizer: there is no text to train on.") from None
     return tokenizer

@@ -68,6 +68,8 @@ class Run:
     flops_per_token: float
     peak_flops: float | None
     """Of all devices together; None where it is not known."""
+    source_scalars: Callable[[int], Mapping[str, float]] = lambda step: {}
+    """What the source has to tell at a log point after so many steps."""
 
 
 def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
@@ -165,6 +167,7 @@ class _Loop:
             scalars["train/data_wait_share"] = self._clock.wait_share()
             if mfu is not None:
                 scalars["train/mfu"] = mfu
+            scalars |= run.source_scalars(step)
             run.recorder.record(step, self._seconds(), scalars)
 
     def save(self, step: int, state: TrainState) -> None:

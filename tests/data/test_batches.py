@@ -2,15 +2,15 @@
 
 import threading
 
-import grain
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxllm.data.batches import BatchSource, EvalBatches, shuffled_rows
+from jaxllm.data.batches import BatchSource, EvalBatches
 from jaxllm.data.rows import PackedRows
+from jaxllm.data.shuffle import ShuffledEpochs
 from jaxllm.data.store import ShardCounts, TokenStore
 from jaxllm.errors import UserError
 
@@ -49,9 +49,8 @@ def batches():
     sources = []
 
     def make(rows, batch_size, where=None, prefetch=2, seed=0):
-        is_finite = isinstance(rows, NumberedRows)
-        dataset = shuffled_rows(rows, seed) if is_finite else grain.MapDataset.source(rows)
-        sources.append(BatchSource(dataset, batch_size, where or sharding(), prefetch))
+        endless = ShuffledEpochs(rows, seed) if isinstance(rows, NumberedRows) else rows
+        sources.append(BatchSource(endless, batch_size, where or sharding(), prefetch))
         return sources[-1]
 
     yield make
@@ -63,48 +62,13 @@ def numbers(batch):
     return (np.asarray(batch["tokens"])[:, 0] // 10).tolist()
 
 
-def test_every_epoch_holds_each_row_once_in_an_order_of_its_own():
-    dataset = shuffled_rows(NumberedRows(50), seed=3)
-    epochs = [
-        [int(dataset[k]["tokens"][0]) // 10 for k in range(50 * e, 50 * e + 50)] for e in range(4)
-    ]
-    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
-    assert len(set(map(tuple, epochs))) == 4
-    assert list(range(50)) not in epochs
-
-
-def test_neighbouring_seeds_share_no_order():
-    def order(seed, epoch):
-        dataset = shuffled_rows(NumberedRows(50), seed)
-        return tuple(int(dataset[k + 50 * epoch]["tokens"][0]) for k in range(50))
-
-    assert len({order(seed, epoch) for seed in range(4) for epoch in range(4)}) == 16
-
-
-def test_an_element_depends_on_its_number_alone():
-    one, other = (shuffled_rows(NumberedRows(7), seed=1) for _ in range(2))
-    forward = [one[k]["tokens"].tolist() for k in range(40)]
-    backward = [other[k]["tokens"].tolist() for k in reversed(range(40))]
-    assert forward == backward[::-1]
-    distant = one[10**15]["tokens"].tolist()
-    assert shuffled_rows(NumberedRows(7), seed=1)[10**15]["tokens"].tolist() == distant
-
-
-def test_a_known_order_so_that_a_run_resumes_on_a_later_version():
-    dataset = shuffled_rows(NumberedRows(8), seed=0)
-    assert [int(dataset[k]["tokens"][0]) // 10 for k in range(8)] == KNOWN_ORDER
-
-
-KNOWN_ORDER = [7, 0, 5, 4, 1, 2, 3, 6]
-
-
 def test_a_corpus_smaller_than_a_batch_repeats(batches):
     assert numbers(batches(NumberedRows(1), 4)(0)) == [0, 0, 0, 0]
     assert sorted(numbers(batches(NumberedRows(3), 6)(5))) == [0, 0, 1, 1, 2, 2]
 
 
 def test_batches_are_consecutive_rows_in_any_order_of_asking(batches):
-    dataset = shuffled_rows(NumberedRows(20), 0)
+    dataset = ShuffledEpochs(NumberedRows(20), 0)
     expected = [
         [int(dataset[8 * step + row]["tokens"][0]) // 10 for row in range(8)] for step in range(12)
     ]
@@ -178,14 +142,9 @@ def test_a_batch_that_the_devices_cannot_divide_is_told(packed):
     if jax.device_count() < 4:
         pytest.skip("needs simulated devices")
     with pytest.raises(UserError, match=r"config\.batch_size: 6 rows cannot be divided"):
-        BatchSource(shuffled_rows(NumberedRows(9), 0), 6, sharding(4))
+        BatchSource(ShuffledEpochs(NumberedRows(9), 0), 6, sharding(4))
     with pytest.raises(UserError, match=r"config\.batch_size: 6"):
         EvalBatches(packed, 6, sharding(4))
-
-
-def test_no_rows_is_told():
-    with pytest.raises(UserError, match=r"config\.data\.train"):
-        shuffled_rows(NumberedRows(0), 0)
 
 
 @pytest.fixture

@@ -1,59 +1,127 @@
-"""The Python documentation as a corpus: present, of both kinds, and never imported."""
+"""The grammar of built-in sources, and what all of them have in common."""
 
-import ast
-import sys
+import itertools
+import json
+from pathlib import Path
 
 import pytest
 
-from jaxllm.data.builtin import builtin_source, module_page
+from jaxllm.data import builtin
+from jaxllm.data.builtin import PYDOCS, builtin_source
+from jaxllm.data.records import Record, Source
+from jaxllm.data.tasks import TASKS
+from jaxllm.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def documents():
-    source = builtin_source("builtin:pydocs", "data.train")
-    return [document for record in source.records() for document in record]
+@pytest.fixture
+def few_items(monkeypatch):
+    items = tuple((f"group {n // 2}", {"text": str(n)}) for n in range(20))
+    monkeypatch.setitem(builtin.PYDOCS, "pydocs", lambda: items)
 
 
-def test_it_is_large_enough_to_learn_from_and_small_enough_for_a_laptop(documents):
-    assert 6e6 < sum(len(document.text) for document in documents) < 20e6
-    assert all(document.text.strip() for document in documents)
+def source(entry):
+    return builtin_source(entry, "data.train")
 
 
-def test_source_and_page_of_a_module_share_a_group(documents):
-    page, source = [d.text for d in documents if d.group == "pydocs:module:bisect"]
-    assert "def insort_right" in source
-    assert page.startswith("bisect\n\nBisection algorithms.")
-    assert "Insert item x in list a" in page
+def texts(entry):
+    return [record.fields["text"] for record in source(entry).records()]
 
 
-def test_tests_packages_and_tables_are_left_out(documents):
-    groups = {document.group for document in documents}
-    assert "pydocs:module:json.decoder" in groups
-    modules = [group.split(":")[-1].split(".") for group in groups]
-    for unwanted in ("test", "encodings", "site-packages", "idlelib"):
-        assert not any(unwanted in parts[:-1] for parts in modules)
-    assert not any("_sysconfigdata" in group for group in groups)
+@pytest.mark.parametrize("name", [*PYDOCS, *TASKS])
+def test_every_source_yields_numbered_records_under_its_entry(name):
+    entry = f"builtin:{name}"
+    made = source(entry)
+    assert isinstance(made, Source)
+    assert made.name == entry
+    assert not made.marked
+    for number, record in enumerate(itertools.islice(made.records(), 5), start=1):
+        assert isinstance(record, Record)
+        assert (record.file, record.line) == (entry, number)
+        assert all(isinstance(value, str | int | list) for value in record.fields.values())
 
 
-def test_nothing_is_imported_to_read_it(documents):
-    assert documents
-    assert "antigravity" not in sys.modules
-    assert "this" not in sys.modules
+@pytest.mark.parametrize(
+    ("entry", "size"),
+    [("builtin:sorting", 10_000), ("builtin:sorting:7", 7), ("builtin:sorting:2k:3", 2000)],
+)
+def test_a_size_is_the_number_of_records(entry, size):
+    assert sum(1 for _ in source(entry).records()) == size
 
 
-def test_the_fingerprint_is_stable():
-    source = builtin_source("builtin:pydocs", "data.train")
-    assert source.fingerprint() == source.fingerprint()
+def test_millions_are_written_with_m():
+    assert source("builtin:copying:3m").size == 3_000_000
 
 
-def test_a_module_page():
-    tree = ast.parse(
-        '"""What it is."""\n'
-        "def bare(): pass\n"
-        "async def f(a, *, b=1):\n    '''Does f.\n\n    More.\n    '''\n"
-        "class C(Base):\n    def m(self):\n        '''Does m.'''\n"
-    )
-    assert module_page("m", tree) == (
-        "m\n\nWhat it is.\n\nf(a, *, b=1)\n    Does f.\n\n    More.\n"
-        "\nclass C(Base)\n\n    m(self)\n        Does m.\n"
-    )
+def test_a_seed_chooses_other_records():
+    assert texts("builtin:countdown:20") == texts("builtin:countdown:20:0")
+    assert texts("builtin:countdown:20") != texts("builtin:countdown:20:1")
+
+
+def test_what_is_made_of_files_is_complete_and_in_order(few_items):
+    assert texts("builtin:pydocs") == [str(n) for n in range(20)]
+    groups = [record.group for record in source("builtin:pydocs").records()]
+    assert groups[:4] == ["group 0", "group 0", "group 1", "group 1"]
+
+
+def test_a_size_takes_a_random_choice_in_the_same_order(few_items):
+    chosen = [int(text) for text in texts("builtin:pydocs:8")]
+    assert len(chosen) == 8
+    assert chosen == sorted(chosen) != list(range(8))
+    assert {int(text) for text in texts("builtin:pydocs:5")} < set(chosen)
+    assert texts("builtin:pydocs:8:1") != texts("builtin:pydocs:8")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("builtin:sortin", "no such source.*builtin:copying.* Did you mean builtin:sorting?"),
+        ("builtin:", "there is no such source; known are builtin:pydocs, .*builtin:sorting.$"),
+        ("builtin:sorting:0", "the size '0' must be a whole number from 1"),
+        ("builtin:sorting:", "the size '' must"),
+        ("builtin:sorting:-5", "the size '-5' must"),
+        ("builtin:sorting:1.5k", "the size '1.5k' must"),
+        ("builtin:sorting:10K", "the size '10K' must"),
+        ("builtin:sorting:٣", "the size '٣' must"),
+        ("builtin:sorting:10k:x", "the seed 'x' must be a whole number from 0"),
+        ("builtin:sorting:10k:-1", "the seed '-1' must"),
+        ("builtin:sorting:10k:1:2", "write it as builtin:sorting:SIZE:SEED"),
+        ("builtin:arithmetic:3m", "only 2,019,900 records"),
+        ("builtin:pydocs:21", "only 20 records"),
+    ],
+)
+def test_a_wrong_entry_is_told_with_its_field(few_items, entry, message):
+    with pytest.raises(UserError, match=rf"^config\.data\.train: {entry}: .*{message}"):
+        source(entry)
+
+
+@pytest.mark.parametrize("name", ["sorting", "pydocs"])
+def test_a_fingerprint_tells_size_and_seed_however_they_are_written(few_items, name):
+    def fingerprint(options):
+        return source(f"builtin:{name}{options}").fingerprint()
+
+    assert fingerprint(":10") == fingerprint(":10") == fingerprint(":10:0")
+    assert len({fingerprint(options) for options in ("", ":10", ":11", ":10:1")}) == 4
+
+
+def test_a_fingerprint_is_of_the_size_not_of_its_spelling():
+    first, second = (source(f"builtin:copying{size}") for size in ("", ":10k"))
+    assert first.fingerprint() == second.fingerprint()
+    assert first.fingerprint() != source("builtin:sorting:10k").fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("module", "version"), [("builtin", "TASKS_VERSION"), ("pydocs", "PYDOCS_VERSION")]
+)
+def test_a_new_version_of_the_maker_is_another_fingerprint(monkeypatch, module, version):
+    made = source("builtin:sorting" if module == "builtin" else "builtin:pydocs_classify")
+    before = made.fingerprint()
+    monkeypatch.setattr(f"jaxllm.data.{module}.{version}", 1000)
+    assert made.fingerprint() != before
+
+
+def test_the_documentation_lists_every_source_and_shows_the_first_record_of_each_task():
+    page = (Path(__file__).parents[2] / "docs" / "builtin.md").read_text(encoding="utf-8")
+    for name in [*PYDOCS, *TASKS]:
+        assert f"| `{name}` |" in page
+    for task in TASKS.values():
+        assert f"\n{json.dumps(next(task.records(1, 0)))}\n" in page

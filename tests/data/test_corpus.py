@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -52,21 +53,25 @@ def documents(corpus, store):
     return [corpus.tokenizer.decode(part.tolist()) for part in itertools.chain(*parts)]
 
 
-ALL_PHASES = ["read", "train tokenizer", "tokenise train", "tokenise eval"]
+def train_documents(corpus):
+    return list(itertools.chain(*(documents(corpus, store) for store in corpus.train)))
+
+
+ALL_PHASES = ["read", "train tokenizer", "tokenise"]
 
 
 def test_every_text_is_on_one_side_and_in_order(texts, tmp_path):
     corpus, phases = prepare(tmp_path / "run")
     assert phases == ALL_PHASES
-    assert phases.last == (corpus.eval.num_bytes,) * 2
+    assert phases.last == (corpus.train[0].num_bytes + corpus.eval.num_bytes,) * 2
     train, evaluation = list(corpus.train_texts()), list(corpus.eval_texts())
     assert sorted(train + evaluation) == sorted(texts)
     assert [text for text in texts if text in set(train)] == train
-    assert documents(corpus, corpus.train) == train
+    assert train_documents(corpus) == train
     assert documents(corpus, corpus.eval) == evaluation
     assert corpus.eval.num_bytes == sum(len(text.encode()) for text in evaluation)
     assert 4 < len(evaluation) < 32
-    assert corpus.bad_lines == 0
+    assert corpus.split.bad_lines == 0
 
 
 def test_a_second_call_reads_no_text(texts, tmp_path):
@@ -87,7 +92,7 @@ def test_what_depends_on_a_change_is_made_again(texts, tmp_path):
     write_corpus(tmp_path / "a.jsonl", 90)
     corpus, phases = prepare(tmp_path / "run", eval_fraction=0.3)
     assert phases == ALL_PHASES
-    assert corpus.train.num_documents + corpus.eval.num_documents == 90
+    assert corpus.train[0].num_documents + corpus.eval.num_documents == 90
 
 
 def test_a_store_of_another_fingerprint_is_made_again(texts, tmp_path):
@@ -95,7 +100,7 @@ def test_a_store_of_another_fingerprint_is_made_again(texts, tmp_path):
     manifest = corpus.eval.path / "manifest.json"
     manifest.write_text(manifest.read_text().replace(corpus.eval.fingerprint, "other"))
     again, phases = prepare(tmp_path / "run")
-    assert phases == ["tokenise eval"]
+    assert phases == ["tokenise"]
     assert again.eval == corpus.eval
 
 
@@ -121,8 +126,8 @@ def test_a_source_of_held_out_text_leaves_all_of_the_training_text(texts, tmp_pa
     write_eval(tmp_path, "omega")
     corpus, _ = prepare(tmp_path / "run", eval="b.txt")
     assert list(corpus.train_texts()) == texts
-    assert list(corpus.eval_texts()) == ["omega " * 500]
-    assert documents(corpus, corpus.train) == texts
+    assert list(corpus.eval_texts()) == [("omega " * 500).strip()]
+    assert train_documents(corpus) == texts
 
 
 def test_a_saved_tokenizer_is_used_as_it_is(texts, tmp_path):
@@ -135,7 +140,7 @@ def test_a_saved_tokenizer_is_used_as_it_is(texts, tmp_path):
         prepare(tmp_path / "two", tokenizer=dataclasses.replace(TOKENIZER, path="nowhere"))
 
 
-@pytest.mark.parametrize("missing", ["eval", "manifest.json", "held_out.npy", "trained_from.json"])
+@pytest.mark.parametrize("missing", ["eval", "manifest.json", "sides.npy", "trained_from.json"])
 def test_a_half_made_preparation_is_finished_to_the_same_end(texts, tmp_path, missing):
     whole, _ = prepare(tmp_path / "run")
     for path in sorted((tmp_path / "run").rglob(missing)):
@@ -146,8 +151,60 @@ def test_a_half_made_preparation_is_finished_to_the_same_end(texts, tmp_path, mi
     again, phases = prepare(tmp_path / "run")
     assert phases
     assert (again.train, again.eval) == (whole.train, whole.eval)
-    np.testing.assert_array_equal(again.split.held_out, whole.split.held_out)
+    np.testing.assert_array_equal(again.split.sides, whole.split.sides)
     assert not list((tmp_path / "run").rglob("*.unfinished"))
+
+
+def test_each_source_has_a_store_and_weights_change_nothing(texts, tmp_path):
+    more = write_corpus(tmp_path / "b.jsonl", 30, seed=1)
+    corpus, _ = prepare(tmp_path / "run", train="a.jsonl@0.9,b.jsonl@0.1:4")
+    assert [(e.name, e.weight, e.max_epochs) for e in corpus.entries] == [
+        ("a.jsonl", 0.9, float("inf")),
+        ("b.jsonl", 0.1, 4.0),
+    ]
+    first, second = (set(documents(corpus, store)) for store in corpus.train)
+    assert first < set(texts)
+    assert second < set(more)
+    assert len(first) + len(second) + corpus.eval.num_documents == 110
+    assert list(corpus.train_texts()) == train_documents(corpus)
+    again, phases = prepare(tmp_path / "run", train="a.jsonl,b.jsonl")
+    assert phases == []
+    assert again.train == corpus.train
+
+
+def test_text_is_cleaned_and_duplicates_are_left_out(texts, tmp_path):
+    lines = [json.dumps({"text": f"caf{accent}\u200b {texts[0]}  \n"}) for accent in "eé"]
+    copies = [json.dumps({"text": texts[n].replace(" ", "\u00a0")}) for n in range(3)]
+    own = " ".join(random.Random(9).choices(WORDS, k=40))
+    (tmp_path / "b.jsonl").write_text(
+        "\n".join([json.dumps({"text": own}), *lines, *copies, *copies])
+    )
+    for _ in range(2):  # read, and remembered
+        corpus, _ = prepare(tmp_path / "run", train="a.jsonl,b.jsonl")
+        assert corpus.split.cleaned == {
+            "control_characters": 2,
+            "whitespace": 8,
+            "exact_duplicates": 6,
+            "near_duplicates": 2,
+        }
+        kept = [*corpus.train_texts(), *corpus.eval_texts()]
+        assert sorted(kept) == sorted([*texts, own])
+    with pytest.raises(UserError, match=r"\./a\.jsonl: none of its text is left to train on"):
+        prepare(tmp_path / "run", train="a.jsonl,./a.jsonl,builtin:sorting:20")
+
+
+def test_two_processes_that_make_one_store_take_turns(texts, tmp_path):
+    with ThreadPoolExecutor() as threads:
+        runs = [threads.submit(prepare, tmp_path / name, store="shared") for name in ("one", "two")]
+        (one, _), (two, _) = (run.result() for run in runs)
+    assert one.train == two.train
+    assert train_documents(one) == list(two.train_texts())
+
+
+def test_held_out_sources_take_no_weights(texts, tmp_path):
+    write_eval(tmp_path, "omega")
+    with pytest.raises(UserError, match=r"config\.data\.eval: held-out text is read whole"):
+        prepare(tmp_path / "run", eval="b.txt@2")
 
 
 def test_bad_lines_are_counted_and_listed_also_when_nothing_is_read_again(texts, tmp_path):
@@ -157,8 +214,8 @@ def test_bad_lines_are_counted_and_listed_also_when_nothing_is_read_again(texts,
         prepare(tmp_path / "one", store="shared")
     for run in ("one", "one", "two"):
         corpus, _ = prepare(tmp_path / run, store="shared", max_bad_fraction=0.02)
-        assert corpus.bad_lines == 1
-        assert corpus.train.num_documents + corpus.eval.num_documents == 80
+        assert corpus.split.bad_lines == 1
+        assert corpus.train[0].num_documents + corpus.eval.num_documents == 80
         listed = json.loads((tmp_path / run / "rejected.jsonl").read_text())
         assert (listed["file"], listed["line"]) == ("a.jsonl", 81)
 

@@ -1,18 +1,19 @@
 """Reading sources: what becomes a document, what is set aside, and what stops the run."""
 
 import json
-import os
 
 import pytest
 
+from jaxllm.data.cleaning import NO_CLEANING, Cleaner
 from jaxllm.data.documents import RejectedLines, read_documents, split_spans
-from jaxllm.data.sources import parse_sources
+from jaxllm.data.selection import parse_sources
 from jaxllm.errors import UserError
 
 
 def texts(path, parse_special_tokens=True, max_bad_fraction=1.0, rejected=None):
     sources = parse_sources(str(path), "data.train", parse_special_tokens)
-    return [d.text for d in read_documents(sources, max_bad_fraction, rejected)]
+    documents = read_documents(sources, Cleaner(NO_CLEANING), max_bad_fraction, rejected)
+    return [document.text for document in documents]
 
 
 def write_lines(path, records):
@@ -46,7 +47,7 @@ def test_a_txt_file_is_a_document_and_globs_are_in_order(tmp_path):
 def test_copies_of_a_text_share_a_group(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "two"}, {"text": "one"}])
     sources = parse_sources(str(path), "data.train", True)
-    groups = [document.group for document in read_documents(sources, 0.0)]
+    groups = [document.group for document in read_documents(sources, Cleaner(NO_CLEANING))]
     assert groups[0] == groups[2] != groups[1]
 
 
@@ -106,30 +107,3 @@ def test_the_list_of_an_earlier_reading_is_removed(tmp_path):
     with RejectedLines(tmp_path / "rejected.jsonl"):
         pass
     assert not (tmp_path / "rejected.jsonl").exists()
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("missing.jsonl", r"data\.train: missing\.jsonl: there is no such file"),
-        ("none*.jsonl", "the pattern matches no file"),
-        ("builtin:nothing", "there is no such source; known are builtin:pydocs"),
-        ("a.parquet", r"no known format \(\.jsonl, \.txt\)"),
-    ],
-)
-def test_a_wrong_source_is_named(tmp_path, monkeypatch, entry, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.parquet").touch()
-    with pytest.raises(UserError, match=message):
-        parse_sources(entry, "data.train", True)
-
-
-def test_a_changed_file_has_another_fingerprint(tmp_path):
-    path = write_lines(tmp_path / "a.jsonl", [{"text": "one"}])
-    (source,) = parse_sources(str(path), "data.train", True)
-    before = source.fingerprint()
-    assert source.fingerprint() == before
-    os.utime(path, (1, 1))  # a copy, or a checkout: its text is the same
-    assert source.fingerprint() == before
-    write_lines(path, [{"text": "two"}])
-    assert source.fingerprint() != before

@@ -1,12 +1,14 @@
 """The held-out split: by group, stable, and with near-identical documents on one side."""
 
+import collections
 import random
 
 import numpy as np
 import pytest
 
+from jaxllm.data.cleaning import NO_CLEANING, CleaningConfig
 from jaxllm.data.documents import Document
-from jaxllm.data.split import held_out
+from jaxllm.data.split import DROPPED, HELD_OUT, TRAIN, divide, keep_apart
 from jaxllm.errors import UserError
 
 WORDS = [f"word{number}" for number in range(5000)]
@@ -17,7 +19,12 @@ def passage(seed, length=200):
 
 
 def document(words, group):
-    return Document(" ".join(words), group, "test")
+    return Document.of(" ".join(words), group)
+
+
+def held_out(documents, fraction):
+    """Which documents are held out when none is left out."""
+    return divide(documents, fraction, NO_CLEANING, collections.Counter()) == HELD_OUT
 
 
 def independent(count):
@@ -72,9 +79,9 @@ def test_near_copies_of_text_written_without_spaces_are_found():
     documents = []
     for seed in range(100):
         characters = [chr(rng.randrange(0x4E00, 0x9000)) for _ in range(300)]
-        documents.append(Document("".join(characters), f"a{seed}", "test"))
+        documents.append(Document.of("".join(characters), f"a{seed}"))
         characters[150] = "改"
-        documents.append(Document("".join(characters), f"b{seed}", "test"))
+        documents.append(Document.of("".join(characters), f"b{seed}"))
     sides = held_out(documents, 0.5)
     np.testing.assert_array_equal(sides[::2], sides[1::2])
     assert 20 < sides[::2].sum() < 80
@@ -96,3 +103,60 @@ def test_both_sides_get_something():
 def test_one_cluster_cannot_be_divided():
     with pytest.raises(UserError, match=r"config\.data\.eval"):
         held_out([document(passage(0), "a"), document(passage(0), "b")], 0.5)
+
+
+def near_copy(words, seed, replaced):
+    rng = random.Random(seed)
+    words = list(words)
+    for place in rng.sample(range(len(words)), replaced):
+        words[place] = rng.choice(WORDS)
+    return words
+
+
+def test_duplicates_are_left_out_and_counted():
+    documents = independent(60)
+    documents += documents[:7]
+    documents += [document(near_copy(passage(seed), seed, 1), f"n{seed}") for seed in range(10, 15)]
+    counts = collections.Counter()
+    sides = divide(documents, 0.3, CleaningConfig(), counts)
+    assert (sides[60:] == DROPPED).all()
+    assert not (sides[:60] == DROPPED).any()
+    assert counts == {"exact_duplicates": 7, "near_duplicates": 5}
+
+
+def test_a_document_is_compared_with_those_that_were_kept():
+    # Each of a chain resembles the one before it, but the last does not resemble the first.
+    chain = [passage(0, 400)]
+    for step in range(30):
+        chain.append(near_copy(chain[-1], step, 4))
+    sides = keep_apart(
+        [],
+        [document(w, f"c{n}") for n, w in enumerate(chain)],
+        CleaningConfig(),
+        collections.Counter(),
+    )
+    kept = np.flatnonzero(sides == TRAIN)
+    assert kept[0] == 0
+    assert 2 < len(kept) < 20
+
+
+def test_training_text_that_is_held_out_is_left_out():
+    held = independent(20)
+    training = [
+        *[document(passage(seed), f"t{seed}") for seed in range(100, 120)],
+        document(passage(3), "copy"),
+        document(near_copy(passage(4), 0, 1), "near copy"),
+        document(passage(100), "copy in training"),
+    ]
+    counts = collections.Counter()
+    sides = keep_apart(held, training, CleaningConfig(), counts)
+    assert sides.tolist() == [HELD_OUT] * 20 + [TRAIN] * 20 + [DROPPED] * 3
+    assert counts == {"held_out_duplicates": 2, "exact_duplicates": 1}
+    sides = keep_apart(held, training, NO_CLEANING, counts)
+    assert DROPPED not in sides
+
+
+def test_held_out_text_is_kept_whole():
+    held = [document(passage(0), "a"), document(passage(0), "b")]
+    sides = keep_apart(held, independent(5)[1:], CleaningConfig(), collections.Counter())
+    assert sides.tolist() == [HELD_OUT] * 2 + [TRAIN] * 4

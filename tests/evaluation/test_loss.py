@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import pytest
 
-from jaxllm.data.store import TokenStore, write_store
+from jaxllm.data.store import TokenStore, write_stores
 from jaxllm.evaluation.loss import LossEvaluator, predicted_tokens, text_scores
 from jaxllm.objectives.objective import Objective
 from jaxllm.tokenizers.config import TokenizerConfig
@@ -15,8 +15,9 @@ from jaxllm.tokenizers.training import train_tokenizer
 @pytest.fixture
 def store(tmp_path) -> TokenStore:
     """Two documents of 3 and 5 bytes, each byte one token: 5 + 7 tokens with their two marks."""
-    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=268), ["xyz"])
-    return write_store(tmp_path / "store", ["abc", "defgh"], tokenizer, "fingerprint")
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=272), ["xyz"])
+    texts = (("all", text) for text in ("abc", "defgh"))
+    return write_stores(tmp_path / "store", ["all"], texts, tokenizer, "fingerprint")["all"]
 
 
 def test_scores_of_a_known_loss(store):

@@ -31,7 +31,7 @@ def test_other_text_is_measured_without_touching_the_run(command, finished_run, 
     result = command("evaluate", tmp_path / "scores", batch_size=8, data__seq_len=32, **fields)
     assert result.code == 0
     found = _scores(tmp_path / "scores")
-    assert found["eval/bytes"] == len(text)
+    assert found["eval/bytes"] == len(text.strip())
     assert found["eval/loss"] > _scores(finished_run)["eval/loss"]
     assert before == {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
 

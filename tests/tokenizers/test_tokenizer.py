@@ -1,34 +1,35 @@
-"""Tokenizers: lossless, deterministic, never forged by text, and clear about what cannot be."""
+"""Tokenizers of every kind: lossless where they can be, deterministic, never forged by text."""
 
+import json
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxllm.config import from_dict
-from jaxllm.errors import UserError
-from jaxllm.tokenizers.config import TokenizerConfig
+from jaxllm.tokenizers.interface import available_cores
 from jaxllm.tokenizers.special_tokens import SPECIAL_TOKENS
 from jaxllm.tokenizers.tokenizer import load_tokenizer
-from jaxllm.tokenizers.training import train_tokenizer
+from jaxllm.tokenizers.trainers import LOSSLESS, TRAINERS
 
-TEXTS = [
-    "the quick brown fox jumps over the lazy dog, and the dog sleeps on " * 3,
-    "def jump(fox, dog):\n    return fox.over(dog)\n",
-    "床前明月光，疑是地上霜。",
+KINDS = sorted(TRAINERS)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+PARTS = [
+    *SPECIAL_TOKENS,
+    *("</w>", "##a", "[UNK]", "<0x41>", "⁇", " ⁇ ", "\u2581", "\u2585", "\0", "\ufeff", "\ufffd"),
+    *(" ", "  ", "\t", "\n", "\r\n", "\n\n\n", "\u00a0", "\u3000", "\u200b", "\u2028", "\x1b"),
+    *("\u200d", "👩‍👩‍👧", "🇫🇷", "e\u0301", "\u0301", "ﬁ", "Å", "한", "ক্ষ", "the work", "明月"),
 ]
-SIZE = 300
+any_text = st.lists(st.one_of(st.text(), st.sampled_from(PARTS))).map("".join)
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(TokenizerConfig(vocab_size=SIZE), TEXTS)
-
-
-def test_special_tokens_have_the_stable_ids(tokenizer):
+@every_kind
+def test_special_tokens_have_the_stable_ids(trained, kind):
+    tokenizer = trained(kind)
     assert SPECIAL_TOKENS[:4] == ("<pad>", "<s>", "</s>", "<unk>")
+    assert SPECIAL_TOKENS[12:] == ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
     ids = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id)
     assert ids == (0, 1, 2, 3)
     for number, token in enumerate(SPECIAL_TOKENS):
@@ -36,79 +37,152 @@ def test_special_tokens_have_the_stable_ids(tokenizer):
         assert tokenizer.decode([number]) == ""
 
 
-def test_the_vocabulary_is_of_the_size_asked_for(tokenizer):
-    assert tokenizer.vocab_size == SIZE
-    assert max(max(ids) for ids in tokenizer.encode_batch(TEXTS)) == SIZE - 1
+@every_kind
+def test_special_tokens_are_read_from_text_only_when_asked(trained, kind):
+    tokenizer = trained(kind)
+    every_id = list(range(len(SPECIAL_TOKENS)))
+    text = "".join(SPECIAL_TOKENS)
+    assert tokenizer.encode(text, parse_special_tokens=True) == every_id
+    assert tokenizer.encode_batch([text], parse_special_tokens=True) == [every_id]
+    for ids in (tokenizer.encode(text), *tokenizer.encode_batch([text])):
+        assert not ({*ids} - {tokenizer.unk_id}) & {*every_id}
+    parsed = tokenizer.encode("the<|user|>work</s>", parse_special_tokens=True)
+    expected = [*tokenizer.encode("the"), 13, *tokenizer.encode("work"), 2]
+    assert parsed == expected
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(
-        st.one_of(st.text(), st.sampled_from([*SPECIAL_TOKENS, " ", "\n", "\u200d", "👩‍👩‍👧", "é"]))
-    ).map("".join)
-)
-def test_every_string_comes_back_and_no_text_makes_a_special_token(tokenizer, text):
+@pytest.mark.parametrize("kind", sorted(LOSSLESS))
+@settings(max_examples=200, deadline=None)
+@given(text=any_text)
+def test_every_string_comes_back_and_no_text_makes_a_special_token(trained, kind, text):
+    tokenizer = trained(kind)
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert all(index >= len(SPECIAL_TOKENS) for index in ids)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert all(len(SPECIAL_TOKENS) <= index < tokenizer.vocab_size for index in ids)
     assert tokenizer.encode_batch([text, text]) == [ids, ids]
 
 
-def test_a_saved_tokenizer_is_the_same_one(tokenizer, tmp_path):
-    tokenizer.save(tmp_path / "new" / "folder")
-    loaded = load_tokenizer(tmp_path / "new" / "folder")
+@pytest.mark.parametrize("kind", sorted(LOSSLESS))
+@settings(max_examples=50, deadline=None)
+@given(text=any_text)
+def test_what_is_parsed_comes_back_too(trained, kind, text):
+    tokenizer = trained(kind)
+    ids = tokenizer.encode(text, parse_special_tokens=True)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+@pytest.mark.parametrize("kind", sorted({*TRAINERS} - LOSSLESS))
+@settings(max_examples=100, deadline=None)
+@given(text=any_text)
+def test_kinds_that_lose_text_give_unknown_and_forge_nothing(trained, kind, text):
+    tokenizer = trained(kind)
+    ids = tokenizer.encode(text)
+    assert all(index == 3 or len(SPECIAL_TOKENS) <= index < 420 for index in ids)
+    assert tokenizer.encode_batch([text]) == [ids]
+
+
+def test_kinds_that_lose_text_lose_what_their_page_says(trained):
+    wordpiece, charbpe = trained("wordpiece"), trained("charbpe")
+    assert wordpiece.decode(wordpiece.encode("The  work\nis\tdone (here).")) == (
+        "The work is done ( here )."
+    )
+    assert wordpiece.decode(wordpiece.encode("明月光")) == "明 月 光"
+    assert charbpe.decode(charbpe.encode("The  work\nis\tdone (here).")) == (
+        "The work is done (here)."
+    )
+    for tokenizer in (wordpiece, charbpe):
+        assert 3 in tokenizer.encode("한")
+
+
+@every_kind
+def test_bytes_that_are_no_text_and_ids_that_are_no_tokens_do_not_break_decoding(trained, kind):
+    tokenizer = trained(kind)
+    for index in range(tokenizer.vocab_size):
+        assert isinstance(tokenizer.decode([index], skip_special_tokens=False), str)
+    assert tokenizer.decode([tokenizer.vocab_size, 2**31 - 1]) == ""
+    assert tokenizer.encode("") == [] == tokenizer.encode_batch([])
+    assert tokenizer.decode([]) == ""
+
+
+@every_kind
+def test_a_saved_tokenizer_is_the_same_one(trained, kind, tmp_path):
+    tokenizer = trained(kind)
+    trained("bytes" if kind != "bytes" else "sentencepiece_bpe").save(tmp_path / "a")
+    tokenizer.save(tmp_path / "a")  # replaces the other
+    loaded = load_tokenizer(tmp_path / "a")
+    assert type(loaded) is type(tokenizer)
     assert loaded.fingerprint == tokenizer.fingerprint
-    text = "the lazy </s> dog"
+    text = "the work \u2581 </s> 明月"
     assert loaded.encode(text) == tokenizer.encode(text)
-    assert 2 not in loaded.encode(text)
-    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["tokenizer.json"]
+    loaded.save(tmp_path / "b")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    main = "tokenizer.model" if kind.startswith("sentencepiece") else "tokenizer.json"
+    assert sorted(files) == sorted([main, "tokenizer_config.json"])
 
 
-def test_another_process_trains_the_same_tokenizer(tokenizer):
+def test_a_save_that_is_cut_short_leaves_no_mixture(trained, tmp_path, monkeypatch):
+    trained("bpe").save(tmp_path)
+
+    def full(*args, **options):
+        raise OSError("disk is full")
+
+    monkeypatch.setattr("jaxllm.tokenizers.hugging_face.write_atomically", full)
+    with pytest.raises(OSError, match="full"):
+        trained("wordpiece").save(tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_another_process_trains_the_same_tokenizers(trained, texts):
     code = (
+        "import json, sys\n"
         "from jaxllm.tokenizers.config import TokenizerConfig\n"
         "from jaxllm.tokenizers.training import train_tokenizer\n"
-        f"print(train_tokenizer(TokenizerConfig(vocab_size={SIZE}), {TEXTS!r}).fingerprint)"
+        "texts = json.load(sys.stdin)\n"
+        f"for kind in {KINDS}:\n"
+        "    print(train_tokenizer(TokenizerConfig(kind, 420), texts).fingerprint)\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.strip() == tokenizer.fingerprint, result.stderr
+    result = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(texts), capture_output=True, text=True
+    )
+    expected = [trained(kind).fingerprint for kind in KINDS]
+    assert result.stdout.split() == expected, result.stderr
+    assert len({*expected}) == len(KINDS)
 
 
-def test_other_texts_give_another_fingerprint(tokenizer):
-    other = train_tokenizer(TokenizerConfig(vocab_size=SIZE), [*TEXTS, "zzzz zzzz zzzz zzzz"] * 9)
-    assert other.fingerprint != tokenizer.fingerprint
+@every_kind
+@pytest.mark.parametrize("workers", [0, 1, 2, 64])
+def test_batches_do_not_depend_on_the_number_of_workers(trained, kind, workers, monkeypatch):
+    module = "jaxllm.tokenizers.hugging_face.available_cores"
+    monkeypatch.setattr(module, lambda: 4)
+    tokenizer = trained(kind)
+    batch = [f"the work {'</s>' * (i % 3)} number {i}\n" for i in range(50)]
+    for parse in (False, True):
+        expected = [tokenizer.encode(text, parse) for text in batch]
+        assert tokenizer.encode_batch(batch, parse, workers) == expected
 
 
-def test_a_vocabulary_larger_than_the_text_gives_is_told():
-    with pytest.raises(UserError, match=r"tokenizer\.vocab_size: is 9999.* only (\d+) tokens") as e:
-        train_tokenizer(TokenizerConfig(vocab_size=9999), TEXTS)
-    possible = int(str(e.value).split("gives only ")[1].split()[0])
-    assert train_tokenizer(TokenizerConfig(vocab_size=possible), TEXTS).vocab_size == possible
+@every_kind
+def test_threads_that_do_and_do_not_parse_do_not_disturb_each_other(trained, kind):
+    tokenizer = trained(kind)
+    text = "the work </s>"
+    expected = {parse: tokenizer.encode(text, parse) for parse in (False, True)}
+    wrong = []
+
+    def run(parse):
+        for _ in range(200):
+            if tokenizer.encode(text, parse) != expected[parse]:
+                wrong.append(parse)
+
+    threads = [threading.Thread(target=run, args=(parse,)) for parse in (False, True) * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert expected[False] != expected[True]
 
 
-def test_a_vocabulary_smaller_than_the_bytes_is_told():
-    with pytest.raises(UserError, match="raise it to 268"):
-        train_tokenizer(TokenizerConfig(vocab_size=267), TEXTS)
-
-
-def test_wrong_options_are_named():
-    with pytest.raises(UserError, match=r"config\.tokenizer\.kind: must be one of bpe"):
-        from_dict(TokenizerConfig, {"kind": "morse"}, "tokenizer")
-    with pytest.raises(UserError, match=r"config\.tokenizer\.vocab_size"):
-        from_dict(TokenizerConfig, {"vocab_size": 0}, "tokenizer")
-
-
-def test_a_folder_without_a_usable_tokenizer_is_named(tmp_path):
-    with pytest.raises(UserError, match="there is no tokenizer here"):
-        load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="not a readable tokenizer"):
-        load_tokenizer(tmp_path)
-
-
-def test_a_tokenizer_without_our_special_tokens_is_told(tokenizer, tmp_path):
-    tokenizer.save(tmp_path)
-    path = tmp_path / "tokenizer.json"
-    path.write_text(path.read_text().replace('"</s>"', '"<end>"'))
-    with pytest.raises(UserError, match="no token </s>"):
-        load_tokenizer(tmp_path)
+def test_there_is_a_core_to_use():
+    assert available_cores() >= 1

@@ -1,0 +1,179 @@
+"""Packing: how the documents of a store are laid into rows of equal length.
+
+- `concat`: end to end, cut every `seq_len` tokens (`rows.PackedRows`). Nothing is padded, and most
+  rows begin and end inside a document.
+- `best_fit`: whole documents, each in the fullest row that still has room for it. A document that
+  is longer than a row fills rows of its own, and what is left of it is placed like a document
+  (Ding et al. 2024, https://arxiv.org/abs/2404.10830).
+- `none`: each document in rows of its own, padded.
+
+The last two follow a plan, made once from the lengths of documents and kept beside the store:
+
+    best_fit_256/pieces_00000.npy    int64 [pieces, 2]: where a piece begins in the shard, and its
+                                     length in targets, row by row
+    best_fit_256/rows_00000.npy      int64: the first piece of each row, and the number of pieces
+    best_fit_256/plan.json           format version and fingerprint of the store; written last
+"""
+
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from jaxllm.data.rows import PackedRows, Row, ShardedRows, TokenRows, empty_row
+from jaxllm.data.store import Offsets, Tokens, TokenStore
+
+PACKINGS = ("concat", "best_fit", "none")
+PLAN_VERSION = 1
+
+_PLAN = "plan.json"
+
+Pieces = Int64[np.ndarray, "pieces 2"]
+Bounds = Int64[np.ndarray, " rows_and_end"]
+
+
+def packed_rows(
+    store: TokenStore, packing: str, seq_len: int, document_mask: bool = True
+) -> TokenRows:
+    """The rows of a store; a plan that is needed is made, or opened if it was made before.
+
+    Args:
+        store: the tokens.
+        packing: one of `PACKINGS`.
+        seq_len: tokens in a row.
+        document_mask: False makes a row one segment, with positions running through it.
+    """
+    if packing == "concat":
+        return PackedRows(store, seq_len, document_mask)
+    folder = store.path / f"{packing}_{seq_len}"
+    try:
+        if json.loads((folder / _PLAN).read_text()) == _stamp(store):
+            return PlannedRows(store, folder, seq_len, document_mask)
+    except (OSError, EOFError, ValueError):  # no plan, or a damaged one
+        pass
+    _write_plan(folder, store, packing, seq_len)
+    return PlannedRows(store, folder, seq_len, document_mask)
+
+
+class PlannedRows(ShardedRows):
+    """Rows of whole pieces of documents, as a plan says; row `i` is `rows[i]`.
+
+    The arrays are those of `rows.PackedRows`. A piece of n targets takes n places: its tokens but
+    the last are inputs, and all but the first are targets with weight 1, so the token that closes
+    a document takes no place. Over all rows every token of the store but the first of each
+    document is a target exactly once.
+    """
+
+    def __init__(
+        self, store: TokenStore, folder: Path, seq_len: int, document_mask: bool = True
+    ) -> None:
+        """Opens the shards of `store` and the plan in `folder`."""
+        self._document_mask = document_mask
+        self._shards: list[tuple[Tokens, Pieces, Bounds]] = [
+            (
+                # Plain views of the memory maps: slicing a `memmap` costs more than a row.
+                store.tokens(number).view(np.ndarray),
+                _load(folder / f"pieces_{number:05d}.npy"),
+                _load(folder / f"rows_{number:05d}.npy"),
+            )
+            for number in range(len(store.shards))
+        ]
+        super().__init__(
+            seq_len,
+            (len(rows) - 1 for _, _, rows in self._shards),
+            store.num_tokens - store.num_documents,
+        )
+
+    def __getitem__(self, index: int) -> Row:
+        shard, number = self._find(index)
+        tokens, pieces, bounds = self._shards[shard]
+        begins, lengths = pieces[bounds[number] : bounds[number + 1]].T
+        ends = np.cumsum(lengths)
+        size = int(ends[-1])
+        # Counts from 0 in each piece.
+        within = np.arange(size) - np.repeat(ends - lengths, lengths)
+        places = np.repeat(begins, lengths) + within
+        row = empty_row(self.seq_len)
+        row["tokens"][:size] = tokens[places]
+        row["targets"][:size] = tokens[places + 1]
+        row["loss_weights"][:size] = 1
+        if self._document_mask:
+            row["segment_ids"][:size] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+            row["positions"][:size] = within
+        else:
+            row["segment_ids"][:size] = 1
+            row["positions"][:size] = np.arange(size)
+        return row
+
+
+def cut_into_pieces(offsets: Offsets, seq_len: int) -> Pieces:
+    """(begin, targets) of each piece, in order; a document is one unless it is longer than a row.
+
+    A document of n tokens has n - 1 targets.
+    """
+    targets = np.diff(offsets) - 1
+    counts = -(-targets // seq_len)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    skipped = (np.arange(int(counts.sum())) - first) * seq_len
+    begins = np.repeat(offsets[:-1], counts) + skipped
+    lengths = np.minimum(np.repeat(targets, counts) - skipped, seq_len)
+    return np.stack([begins, lengths], axis=1)
+
+
+def best_fit(lengths: Int64[np.ndarray, " pieces"], capacity: int) -> list[list[int]]:
+    """Rows of piece numbers by best-fit decreasing (Johnson 1973, "Near-optimal bin packing").
+
+    Longest first, each piece goes where it leaves the least room; equal ones in order. No piece
+    is longer than `capacity`.
+    """
+    rows: list[list[int]] = []
+    by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    rooms = 0  # bit r is set where a row has room for exactly r more
+    order = np.argsort(-lengths, kind="stable")
+    for piece, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        large_enough = rooms >> length
+        if large_enough:
+            room = length + (large_enough & -large_enough).bit_length() - 1
+            row = by_room[room].pop()
+            if not by_room[room]:
+                rooms ^= 1 << room
+            rows[row].append(piece)
+        else:
+            room, row = capacity, len(rows)
+            rows.append([piece])
+        if room > length:
+            by_room[room - length].append(row)
+            rooms |= 1 << (room - length)
+    return rows
+
+
+def _write_plan(folder: Path, store: TokenStore, packing: str, seq_len: int) -> None:
+    """Plans every shard; the folder appears whole or not at all."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    for number in range(len(store.shards)):
+        pieces = cut_into_pieces(np.asarray(store.offsets(number)), seq_len)
+        if packing == "best_fit":
+            rows = best_fit(pieces[:, 1], seq_len)
+            pieces = pieces[np.fromiter(itertools.chain(*rows), np.int64, len(pieces))]
+            bounds = np.cumsum([0, *map(len, rows)])
+        else:
+            bounds = np.arange(len(pieces) + 1)
+        np.save(unfinished / f"pieces_{number:05d}.npy", pieces)
+        np.save(unfinished / f"rows_{number:05d}.npy", bounds)
+    (unfinished / _PLAN).write_text(json.dumps(_stamp(store)) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(unfinished, folder)
+
+
+def _stamp(store: TokenStore) -> dict[str, int | str]:
+    return {"version": PLAN_VERSION, "fingerprint": store.fingerprint, "tokens": store.num_tokens}
+
+
+def _load(path: Path) -> Int64[np.ndarray, "..."]:
+    return np.load(path, mmap_mode="r").view(np.ndarray)

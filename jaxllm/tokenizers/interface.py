@@ -1,0 +1,109 @@
+"""What every tokenizer can do, whatever library does the work."""
+
+import abc
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxllm.files import write_json
+
+HF_FILE = "tokenizer.json"
+SENTENCEPIECE_FILE = "tokenizer.model"
+CONFIG_FILE = "tokenizer_config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialIds:
+    """Which ids open and close documents, fill rows and stand for what cannot be expressed."""
+
+    bos: int
+    eos: int
+    pad: int
+    unk: int | None
+
+
+class Tokenizer(abc.ABC):
+    """Text to token ids and back. One tokenizer may be used from several threads at once.
+
+    Encoding adds no token of its own, neither at the start nor at the end. Unless it is asked to
+    parse special tokens, it reads the text of one, such as a literal `</s>`, as the characters it
+    is made of: special tokens enter only by id, so no text can forge them.
+    """
+
+    vocab_size: int
+    """Number of ids, special tokens included; every id is below it."""
+    bos_id: int
+    """Opens a document."""
+    eos_id: int
+    """Closes a document."""
+    pad_id: int
+    """Fills rows. Masks come from lengths, never from this value."""
+    unk_id: int | None
+    """What a tokenizer that is not lossless gives for text it cannot express; None: no token."""
+    fingerprint: str
+    """Hexadecimal hash of everything that decides the encoding, and of the four ids above."""
+
+    def _set_special_ids(self, ids: SpecialIds) -> None:
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id = ids.bos, ids.eos, ids.pad, ids.unk
+
+    @abc.abstractmethod
+    def encode(self, text: str, parse_special_tokens: bool = False) -> list[int]:
+        """Token ids of one text; special tokens written out in it become their ids if asked."""
+
+    @abc.abstractmethod
+    def encode_batch(
+        self, texts: Sequence[str], parse_special_tokens: bool = False, workers: int = 0
+    ) -> list[list[int]]:
+        """Token ids of each text, on at most `workers` cores (0: all that this process may use)."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids; bytes that are not UTF-8 become U+FFFD, unknown ids nothing."""
+
+    @abc.abstractmethod
+    def save(self, directory: str | Path) -> None:
+        """Writes what `load_tokenizer` and Transformers' `AutoTokenizer` need.
+
+        A reader sees the old tokenizer, none, or the new one, never a mixture.
+        """
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def write_config(directory: Path, settings: Mapping[str, str | None]) -> None:
+    """Writes `tokenizer_config.json` into `directory`, which from here on holds no tokenizer yet.
+
+    The caller writes the tokenizer's own file next: readers look for that one first, and so never
+    see it beside another's configuration.
+
+    Args:
+        directory: made if it is missing.
+        settings: `bos_token`, `eos_token`, `pad_token` and `unk_token`, and what else is kept.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in (HF_FILE, SENTENCEPIECE_FILE):
+        (directory / name).unlink(missing_ok=True)
+    # Transformers reads either file by this class; LlamaTokenizer would take unigram for BPE.
+    fixed = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    write_json(directory / CONFIG_FILE, fixed | dict(settings))
+
+
+def read_json_object(path: Path) -> dict:
+    """The JSON object in `path`; an empty one if there is no such file.
+
+    Raises:
+        ValueError: it is not UTF-8, not JSON, or not an object.
+    """
+    if not path.is_file():
+        return {}
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("is not a JSON object")
+    return value

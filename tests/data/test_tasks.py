@@ -1,0 +1,165 @@
+"""Generated tasks: right answers, no prompt twice, the same records everywhere."""
+
+import ast
+import collections
+import hashlib
+import itertools
+import json
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxllm.data.tasks import TASKS, TASKS_VERSION, Draw, Level, Task, permuted
+
+OPERATIONS = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a // b if a % b == 0 else pytest.fail(f"{a} / {b} is not whole"),
+}
+SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+every_task = pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+
+
+def records(name, size=1500, seed=0):
+    return list(TASKS[name].records(size, seed))
+
+
+def worth(expression):
+    """The value of an expression of whole numbers, and the numbers in it."""
+    used = collections.Counter()
+
+    def value(node):
+        if isinstance(node, ast.BinOp):
+            return OPERATIONS[SIGNS[type(node.op)]](value(node.left), value(node.right))
+        assert isinstance(node, ast.Constant) and type(node.value) is int
+        used[node.value] += 1
+        return node.value
+
+    return value(ast.parse(expression, mode="eval").body), used
+
+
+def test_arithmetic_is_right():
+    for record in records("arithmetic"):
+        a, sign, b = re.fullmatch(r"(\d+) (.) (\d+) =", record["prompt"]).groups()
+        assert record["answer"] == record["response"] == str(OPERATIONS[sign](int(a), int(b)))
+        assert record["text"] == f"{record['prompt']} {record['response']}"
+
+
+def test_arithmetic_has_every_operation_at_every_number_of_digits():
+    levels = len(TASKS["arithmetic"].levels)
+    seen = [
+        (len(a), sign, len(b)) if sign != "/" else (len(str(int(a) // int(b))), sign, len(b))
+        for a, sign, b, _ in (record["prompt"].split() for record in records("arithmetic", levels))
+    ]
+    small = itertools.product((1, 2), "+-*/", (1, 2))
+    large = (case for case in itertools.product((1, 2, 3), "+-", (1, 2, 3)) if 3 in case)
+    assert sorted(seen) == sorted([*small, *large])
+
+
+def test_a_chain_reaches_its_answer_by_the_steps_it_asks_for():
+    words = {"Add": "+", "Subtract": "-", "Multiply by": "*"}
+    for record in records("chain"):
+        start = re.match(r"Start with (\d+)\.", record["question"])[1]
+        steps = re.findall(r"(Add|Subtract|Multiply by) (\d)\.", record["question"])
+        value, lines = int(start), record["reasoning"].split("\n")
+        for (word, operand), line in zip(steps, lines, strict=True):
+            after = OPERATIONS[words[word]](value, int(operand))
+            assert line == f"{value} {words[word]} {operand} = {after}"
+            value = after
+        assert record["answer"] == str(value)
+        assert record["response"] == f"{record['reasoning']}\n#### {value}"
+
+
+def test_a_countdown_solution_reaches_its_target_with_the_numbers_given():
+    for record in records("countdown"):
+        value, used = worth(record["solution"])
+        assert value == record["target"] == int(record["answer"])
+        assert used <= collections.Counter(record["numbers"])
+        assert record["target"] not in record["numbers"]
+        assert 1 <= record["target"] <= 999
+        asked = [int(number) for number in re.findall(r"\d+", record["prompt"])]
+        assert asked == [record["target"], *record["numbers"]]
+
+
+def test_copies_and_sorted_numbers_are_right():
+    for record in records("copying"):
+        assert record["prompt"] == f"Copy: {record['answer']}"
+    for record in records("sorting"):
+        numbers = [int(number) for number in record["prompt"].removeprefix("Sort: ").split()]
+        assert [int(number) for number in record["answer"].split()] == sorted(numbers)
+
+
+@every_task
+def test_a_record_serves_as_text_as_an_example_and_as_a_verified_prompt(task):
+    for record in task.records(50, 0):
+        for field in ("text", "prompt", "response", "answer"):
+            assert record[field].strip()
+        assert record["text"].startswith(record["prompt"])
+        assert record["text"].endswith(record["response"])
+
+
+@every_task
+def test_no_prompt_comes_twice(task):
+    assert len({record["prompt"] for record in task.records(5000, 1)}) == 5000
+
+
+@every_task
+def test_a_level_has_as_many_records_as_it_says(task):
+    class Recorded(Draw):
+        def own(self, low, high):
+            ranges.append(high - low + 1)
+            return super().own(low, high)
+
+    for level in task.levels:
+        ranges = []
+        level.make(Recorded(0, "key"))
+        assert math.prod(ranges) == level.count
+
+
+def test_a_task_gives_every_record_once_and_ends():
+    def level(name, high):
+        return Level(lambda draw: {"prompt": f"{name}{draw.own(1, high)}"}, high)
+
+    task = Task("small", (level("a", 3), level("b", 10)))
+    prompts = [record["prompt"] for record in task.records(100, 0)]
+    assert len(prompts) == task.count == 13
+    assert set(prompts) == {f"a{n}" for n in range(1, 4)} | {f"b{n}" for n in range(1, 11)}
+    assert [prompt[0] for prompt in prompts] == list("abababbbbbbbb")
+
+
+@every_task
+def test_a_larger_size_begins_with_the_records_of_a_smaller_one(task):
+    assert list(task.records(300, 2))[:100] == list(task.records(100, 2))
+
+
+@every_task
+def test_another_seed_gives_other_records(task):
+    first, second = ({r["prompt"] for r in task.records(500, seed)} for seed in (0, 1))
+    assert len(first & second) < 250
+
+
+def test_a_stream_takes_no_memory_for_what_is_to_come():
+    assert next(TASKS["copying"].records(10**12, 0))["prompt"]
+
+
+def test_the_records_are_those_of_this_version():
+    digest = hashlib.sha256()
+    for name in ("arithmetic", "chain", "countdown", "copying", "sorting"):
+        digest.update(json.dumps(records(name, 200, 7)).encode())
+    # Where this fails, runs made with other records must not be resumed: raise TASKS_VERSION.
+    assert (TASKS_VERSION, digest.hexdigest()[:16]) == (1, "1b0f4c5551f63bba")
+
+
+@given(st.integers(1, 100), st.text(max_size=5))
+def test_a_permutation_reaches_each_number_once(count, key):
+    assert sorted(permuted(i, count, key) for i in range(count)) == list(range(count))
+
+
+def test_a_permutation_is_not_nearly_the_identity():
+    order = [permuted(i, 1000, "key") for i in range(1000)]
+    assert sum(abs(a - b) < 10 for a, b in itertools.pairwise(order)) < 60
+    assert sum(a == i for i, a in enumerate(order)) < 10

@@ -1,0 +1,94 @@
+"""Training: the size asked for is the size got, and what cannot be is told in one line."""
+
+import re
+
+import pytest
+
+from jaxllm.config import from_dict
+from jaxllm.errors import UserError
+from jaxllm.tokenizers.character_trainers import train_charbpe, train_wordpiece
+from jaxllm.tokenizers.config import TokenizerConfig
+from jaxllm.tokenizers.trainers import SMALLEST_VOCABULARY, TRAINERS
+from jaxllm.tokenizers.training import train_tokenizer
+
+KINDS = sorted({*TRAINERS} - {"bytes"})
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@every_kind
+def test_the_vocabulary_is_of_the_size_asked_for_and_used(trained, texts, kind):
+    tokenizer = trained(kind)
+    assert tokenizer.vocab_size == 420
+    assert tokenizer.decode([419], skip_special_tokens=False)
+    assert tokenizer.decode([420], skip_special_tokens=False) == ""
+    used = {index for ids in tokenizer.encode_batch(texts) for index in ids}
+    assert len(used) > 100
+
+
+@every_kind
+def test_a_vocabulary_larger_than_the_text_gives_is_told(kind):
+    few = ["the quick brown fox, and the other fox"]
+    with pytest.raises(UserError, match=r"tokenizer\.vocab_size: is 9999.* only (\d+) tokens") as e:
+        train_tokenizer(TokenizerConfig(kind, 9999), few)
+    possible = int(re.search(r"only (\d+)", str(e.value))[1])
+    assert train_tokenizer(TokenizerConfig(kind, possible), few).vocab_size == possible
+
+
+@every_kind
+def test_a_vocabulary_smaller_than_its_fixed_part_is_told(kind, texts):
+    smallest = SMALLEST_VOCABULARY[kind]
+    with pytest.raises(UserError, match=f"but special tokens and .* raise it to {smallest}"):
+        train_tokenizer(TokenizerConfig(kind, smallest - 1), texts)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece_bpe", "sentencepiece_unigram"])
+def test_a_vocabulary_smaller_than_the_characters_is_told(kind, texts, capfd):
+    with pytest.raises(UserError, match=r"is 300, but special tokens, bytes and .* (\d+) or") as e:
+        train_tokenizer(TokenizerConfig(kind, 300), texts)
+    needed = int(re.search(r"raise it to (\d+)", str(e.value))[1])
+    assert train_tokenizer(TokenizerConfig(kind, needed), texts).vocab_size == needed
+    assert capfd.readouterr().err == ""  # SentencePiece's own log stays away
+
+
+@every_kind
+def test_no_text_is_told(kind):
+    for nothing in ([], ["", ""]):
+        with pytest.raises(UserError, match=r"config\.tokenizer.*text"):
+            train_tokenizer(TokenizerConfig(kind, 300), nothing)
+
+
+def test_bytes_have_their_own_number_and_say_so(capsys):
+    config = TokenizerConfig("bytes", 8192)
+    assert train_tokenizer(config, []).vocab_size == SMALLEST_VOCABULARY["bytes"] == 272
+    assert capsys.readouterr().err == (
+        "config.tokenizer.vocab_size: is 8192, but bytes have 272 tokens\n"
+    )
+    assert train_tokenizer(TokenizerConfig("bytes", 272), []).encode("az") == [16 + 97, 16 + 122]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("train", [train_wordpiece, train_charbpe])
+def test_an_alphabet_too_large_keeps_its_commonest_and_leaves_room(train):
+    rare = "".join(chr(0x4E00 + i) for i in range(2000))
+    text = f"fox box foxes boxes {rare} " + "fox box " * 50
+    tokenizer = train([text], 116)
+    assert tokenizer.vocab_size == 116
+    fox, unknown = tokenizer.encode("fox"), tokenizer.encode(rare[-1])
+    assert len(fox) == 1
+    assert unknown == [3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("sentencepiece_bpe", 283), ("sentencepiece_unigram", 281), ("unigram", 274)]
+)
+def test_long_lines_and_reserved_characters_are_learnt_from_all_the_same(kind, size):
+    line = "zyx wvu " * 5000 + "\0\u2581\u2585\t zyx"
+    tokenizer = train_tokenizer(TokenizerConfig(kind, size), [line])
+    assert len(tokenizer.encode("zyx zyx zyx")) < 8
+
+
+def test_wrong_options_are_named():
+    with pytest.raises(UserError, match=r"config\.tokenizer\.kind: must be one of bpe, wordpiece"):
+        from_dict(TokenizerConfig, {"kind": "morse"}, "tokenizer")
+    with pytest.raises(UserError, match=r"config\.tokenizer\.vocab_size"):
+        from_dict(TokenizerConfig, {"vocab_size": 0}, "tokenizer")
