@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxllm.data.cleaning import NO_CLEANING, Cleaner
+from jaxllm.data.cleaning import NO_CLEANING, Cleaner, CleaningConfig
 from jaxllm.data.documents import RejectedLines, read_documents, split_spans
 from jaxllm.data.selection import parse_sources
 from jaxllm.errors import UserError
@@ -107,3 +107,40 @@ def test_the_list_of_an_earlier_reading_is_removed(tmp_path):
     with RejectedLines(tmp_path / "rejected.jsonl"):
         pass
     assert not (tmp_path / "rejected.jsonl").exists()
+
+
+SEED_RECORDS = [
+    {
+        "text": "<s>静夜思\n李白\n床前明月光，疑是地上霜。\n举头望明月，低头思故乡。</s>"
+        "<s>登鹳雀楼\n王之涣\n白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。</s>"
+    },
+    {
+        "text": "<s>子曰：“学而时习之，不亦说乎？有朋自远方来，不亦乐乎？”</s>\n"
+        "<s>北冥有鱼，其名为鲲。鲲之大，不知其几千里也。</s>\n"
+        "<s>A translation follows: in the northern sea there is a fish.</s>"
+    },
+    {"text": "这一条没有标记，所以整条是一篇文章。\n\n它有两段。"},
+]
+
+
+def test_chinese_poems_and_prose_with_several_spans_in_a_record(tmp_path):
+    path = tmp_path / "seed.jsonl"
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in SEED_RECORDS)
+    path.write_text("".join(lines), encoding="utf-8")
+    found = texts(path)
+    assert [text.splitlines()[0] for text in found] == [
+        "静夜思",
+        "登鹳雀楼",
+        "子曰：“学而时习之，不亦说乎？有朋自远方来，不亦乐乎？”",
+        "北冥有鱼，其名为鲲。鲲之大，不知其几千里也。",
+        "A translation follows: in the northern sea there is a fish.",
+        "这一条没有标记，所以整条是一篇文章。",
+    ]
+    assert found[1].endswith("更上一层楼。")
+    assert found[5] == SEED_RECORDS[2]["text"]
+    assert texts(path, parse_special_tokens=False) == [record["text"] for record in SEED_RECORDS]
+    sources = parse_sources(str(path), "data.train", True)
+    cleaned = [d.text for d in read_documents(sources, Cleaner(CleaningConfig()))]
+    assert cleaned == found  # nothing in them needs cleaning
+    groups = {document.group for document in read_documents(sources, Cleaner(NO_CLEANING))}
+    assert len(groups) == 6  # spans are split, and compared, one by one

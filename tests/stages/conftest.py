@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
-from jaxllm.main import main
+from jaxllm.main import STAGES, main
 
 SETTINGS = {
     "tokenizer.vocab_size": 300,
@@ -28,9 +28,11 @@ SETTINGS = {
     "references": False,
 }
 
+_TEXT_SETTINGS = ("tokenizer.vocab_size", "data.seq_len", "data.eval_fraction")
+
 _CONFIG_FILE = """
 from jaxllm.config import config_dict
-from jaxllm.stages.{stage} import {cls}
+from {module} import {cls}
 
 
 def get_config():
@@ -77,7 +79,8 @@ def config_file(tmp_path_factory):
 
     def make(stage: str) -> Path:
         path = folder / f"{stage}.py"
-        path.write_text(_CONFIG_FILE.format(stage=stage, cls=f"{stage.title()}Config"))
+        module, cls = STAGES[stage]
+        path.write_text(_CONFIG_FILE.format(module=module, cls=cls))
         return path
 
     return make
@@ -91,6 +94,9 @@ def arguments(config_file, corpus):
         stage: str, workdir: Path | None = None, fields: Mapping[str, Any] | None = None
     ) -> list[str]:
         settings = {**SETTINGS, "data.train": corpus} if stage == "pretrain" else {}
+        if stage in ("prepare", "tokenizer"):
+            text = {name: SETTINGS[name] for name in _TEXT_SETTINGS}
+            settings = {**text, "data.train": corpus}
         settings |= {"max_new_tokens": 4} if stage == "generate" else {}
         settings |= fields or {}
         made = [f"--config={config_file(stage)}"]
