@@ -8,6 +8,7 @@ Under the store's folder lie, each under the fingerprint of all that it depends 
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -173,8 +174,10 @@ def prepare_tokenizer(
     record = folder / _TRAINED_FROM_FILE
     if record.exists() and json.loads(record.read_text()) == wanted:
         return load_tokenizer(folder)
-    meter = Meter("train tokenizer", split.train_bytes, report)
-    tokenizer = train_tokenizer(config, meter.texts(split.texts(TRAIN)))
+    stride = -(-split.train_bytes // config.train_bytes)
+    texts = itertools.islice(split.texts(TRAIN), 0, None, stride)
+    meter = Meter("train tokenizer", split.train_bytes // stride, report)
+    tokenizer = train_tokenizer(config, meter.texts(texts))
     meter.finish()
     record.unlink(missing_ok=True)  # no record while the folder changes
     tokenizer.save(folder)

@@ -6,17 +6,20 @@ from jaxllm.reporting.progress import ProgressLine
 
 
 class Phases:
-    """Called as `phases(name, done, total)`; a phase ends when all is done or another begins."""
+    """Called as `phases(name, done, total)`; a phase ends when all is done or another begins.
+
+    One that has ended begins anew when it is told again that nothing is done.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        """Seconds that each phase took, by name."""
+        """Seconds that each phase took, the last time, by name."""
         self._name = ""
         self._line: ProgressLine | None = None
         self._begin = 0.0
 
     def __call__(self, name: str, done: int, total: int) -> None:
-        if name != self._name:
+        if name != self._name or (self._line is None and not done):
             self.close()
             self._name, self._line, self._begin = name, ProgressLine(name), time.monotonic()
         if self._line is None:

@@ -36,11 +36,11 @@ def run(config: PrepareConfig, workdir: Path | None) -> None:
     directory.open(dataclasses.asdict(config))
     phases = Phases()
     corpus = prepare_corpus(config.data, config.tokenizer, workdir, phases, directory.data())
+    data = config.data
+    rows = training_rows(data, corpus, seed=0, count=0)
     if config.tokenizer.path:
         corpus.tokenizer.save(directory.tokenizer)
     directory.begin(dataclasses.asdict(config), corpus.fingerprints)
-    data = config.data
-    rows = training_rows(data, corpus, seed=0, count=0)
     packed_rows(corpus.eval, data.packing, data.seq_len, data.document_mask)
     scores = data_scores(corpus) | source_scores(rows) | phase_scores(phases)
     scores["time/total"] = time.monotonic() - begin

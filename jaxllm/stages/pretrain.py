@@ -89,8 +89,8 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
     model = architecture(config.model, corpus.tokenizer.vocab_size)
     if config.tokenizer.path and not begun_with:  # one that was trained is there already
         corpus.tokenizer.save(directory.tokenizer)
-    directory.begin(dataclasses.asdict(config), corpus.fingerprints)
     rows = training_rows(config.data, corpus, config.seed, config.steps * config.batch_size)
+    directory.begin(dataclasses.asdict(config), corpus.fingerprints)
     print_mixture(rows, config.steps * config.batch_size)
     with jax.set_mesh(mesh):
         scores = _train(config, directory, mesh, corpus, rows, model)

@@ -15,6 +15,9 @@ class TokenizerConfig:
     them. Not used with `path`."""
     vocab_size: int = 8192
     """Number of tokens of a tokenizer that is trained, special tokens included."""
+    train_bytes: int = 2**30
+    """UTF-8 bytes of the training text to train on, about; of more text every so-many-th document
+    is taken."""
     path: str = ""
     """Tokenizer to use as it is: a folder saved here or by Hugging Face, a `tokenizer.json`, a
     SentencePiece `.model`, GPT-2's `vocab.json` and `merges.txt`, or BERT's `vocab.txt`; empty:
@@ -35,5 +38,6 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         if self.kind not in TRAINERS:
             raise ValueError(f"kind: must be one of {', '.join(TRAINERS)}; was {self.kind!r}")
-        if self.vocab_size < 1:
-            raise ValueError(f"vocab_size: must be positive; was {self.vocab_size}")
+        for name in ("vocab_size", "train_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be positive; was {getattr(self, name)}")

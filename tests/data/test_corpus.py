@@ -13,6 +13,7 @@ from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import prepare_corpus
 from jaxllm.errors import UserError
 from jaxllm.tokenizers.config import TokenizerConfig
+from jaxllm.tokenizers.training import train_tokenizer
 
 TOKENIZER = TokenizerConfig(vocab_size=320)
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrs"]
@@ -109,6 +110,15 @@ def test_a_shared_store_is_used_by_another_run(texts, tmp_path):
     _, phases = prepare(tmp_path / "two", store="shared")
     assert phases == ["train tokenizer"]
     assert not (tmp_path / "one" / "store").exists()
+
+
+def test_of_much_text_a_part_trains_the_tokenizer(texts, tmp_path):
+    whole, _ = prepare(tmp_path / "one")
+    part = dataclasses.replace(TOKENIZER, train_bytes=whole.split.train_bytes // 4)
+    some, phases = prepare(tmp_path / "two", tokenizer=part)
+    assert some.tokenizer.fingerprint != whole.tokenizer.fingerprint
+    trained = train_tokenizer(TOKENIZER, list(whole.train_texts())[::5])
+    assert some.tokenizer.fingerprint == trained.fingerprint
 
 
 def test_the_tokenizer_is_trained_on_the_training_side_alone(texts, tmp_path):

@@ -63,3 +63,13 @@ def test_each_phase_has_a_line_of_its_own(capsys):
     assert "read" in error
     assert "tokenise" in error
     assert capsys.readouterr().out == ""
+
+
+def test_a_phase_that_comes_again_is_timed_again(clock):
+    phases = Phases()
+    for seconds in (3, 5):
+        phases("train tokenizer", 0, 9)
+        clock.now += seconds
+        phases("train tokenizer", 9, 9)
+        phases("train tokenizer", 9, 9)
+    assert phases.seconds == pytest.approx({"train tokenizer": 5})
