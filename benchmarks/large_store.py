@@ -3,15 +3,15 @@
     python benchmarks/large_store.py [--gigabytes=2] [--seq_len=1024]
 
 Repeated text is tokenised by bytes (two bytes a token on disk) into a store of that size. Then, in
-a process of its own for each packing, the store is opened, its rows are shuffled, and batches are
-read from the beginning and from the last step of a run of ten epochs. Memory is the growth of the
-process since before the store was opened; memory-mapped pages that the kernel may drop are told
-apart. Needs the disk, and a few minutes.
+a process of its own for each packing, the store is opened, and batches are read from the beginning
+and from the last step of a run of ten epochs, and rows from all over it. Memory is the growth of
+the process since before the store was opened, without memory-mapped pages, which the kernel may
+drop.
+Needs the disk, and a minute or two.
 """
 
 import argparse
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -64,10 +64,7 @@ def measure(path: Path, packing: str, seq_len: int, results: "multiprocessing.Qu
         seconds.append(time.perf_counter() - begin)
     for first in range(0, last, max(1, last // 500)):
         mixture[first]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    results.put(
-        (packing, len(rows), rows.fill_rate, opened, *seconds, memory("RssAnon") - before, peak)
-    )
+    results.put((packing, len(rows), rows.fill_rate, opened, *seconds, memory("RssAnon") - before))
 
 
 def main() -> None:
@@ -90,12 +87,10 @@ def main() -> None:
                 target=measure, args=(store.path, packing, options.seq_len, results)
             )
             process.start()
-            name, rows, fill, opened, first, last, grown, peak = results.get()
+            name, rows, fill, opened, first, last, grown = results.get()
             process.join()
-            seconds = (f"{value:.3f} s" for value in (planned, opened, first, last))
-            cells.append(
-                (name, f"{rows:,}", f"{fill:.1%}", *seconds, f"{grown:.0f} MB", f"{peak:.0f} MB")
-            )
+            seconds = (f"{value:.4f} s" for value in (planned, opened, first, last))
+            cells.append((name, f"{rows:,}", f"{fill:.1%}", *seconds, f"{grown:.1f} MB"))
         print_table(
             (
                 "packing",
@@ -106,7 +101,6 @@ def main() -> None:
                 "first batch",
                 "last step's batch",
                 "memory grown",
-                "peak, mapped pages too",
             ),
             cells,
         )

@@ -51,7 +51,6 @@ def first(config: ConfigDict) -> None:
     """
     config.steps = 600
     config.batch_size = 4
-    config.data.eval_fraction = 0.03
     config.tokenizer.vocab_size = 2048
     config.model.layers = 4
     config.model.width = 128

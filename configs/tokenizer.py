@@ -7,9 +7,10 @@
 The first leaves a tokenizer in `runs/tokenizer/tokenizer`, for `--config.tokenizer.path=` of other
 runs, and prints what it makes of the held-out text. The second trains every kind on
 `builtin:pydocs` with a vocabulary of 8,192, in about two minutes on two CPU cores, and prints a
-table; `--config.compare=bpe,unigram,path/of/another` chooses others, and with
-`--config.comparison.train_bytes=1000000` one small model is trained with each on as many bytes of
-text, so that bits per byte can be compared.
+table; `--config.compare=bpe,unigram,path/of/another` chooses others (or more: what is measured
+stays), and with `--config.comparison.train_bytes=1000000` one small model is trained with each
+lossless one on as many bytes of text, so that bits per byte can be compared. What is trained lies
+in `runs/tokenizers/compared/KIND/tokenizer`.
 """
 
 from ml_collections import ConfigDict

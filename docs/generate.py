@@ -16,8 +16,8 @@ overridden on the command line by `--config.path.to.field=value`. Lists are comm
 that does not exist, or a value of another type, ends the program with exit code 2 and the nearest
 field that does exist.
 
-A resumed run may change `steps`, `log`, `eval`, `checkpoint` and `mesh`; anything else needs
-another `--workdir`.
+A resumed run may change `steps`, `log`, `eval`, `checkpoint`, `mesh` and `compare`; anything else
+needs another `--workdir`.
 
 This page is made by `make docs` from the declarations; do not edit it.
 """

@@ -19,11 +19,20 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     Raises:
         OSError: the disk is full, or the folder cannot be written; `path` is as it was before.
     """
+    write_bytes_atomically(path, text.encode("utf-8", errors="replace"))
+
+
+def write_bytes_atomically(path: str | os.PathLike, content: bytes) -> None:
+    """Writes `content` in place of what `path` held, at once.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; `path` is as it was before.
+    """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(handle, "wb") as file:
-            file.write(text.encode("utf-8", errors="replace"))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp gives a file that only its owner can read; a report is for everyone allowed in.

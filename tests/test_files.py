@@ -1,10 +1,11 @@
 """Atomic writing leaves the old file or the new one."""
 
 import os
+import threading
 
 import pytest
 
-from jaxllm.files import write_atomically
+from jaxllm.files import locked, write_atomically
 
 
 def test_replaces_and_leaves_nothing_behind(tmp_path):
@@ -35,3 +36,27 @@ def test_others_may_read_as_the_umask_says(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_locked_folder_is_held_until_it_is_let_go(tmp_path, capsys):
+    order = []
+
+    def second():
+        with locked(tmp_path / "new"):
+            order.append("second")
+
+    with locked(tmp_path / "new"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+    assert "waiting for another process" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_needs_no_lock(tmp_path):
+    (tmp_path / "file").touch()
+    with locked(tmp_path / "file" / "below"):
+        pass

@@ -36,7 +36,7 @@ def main() -> int:
     texts = [record.fields["text"] for record in records if isinstance(record, Record)]
     cells, failed = [], False
     for kind in TRAINERS:
-        tokenizer = load_tokenizer(options.workdir / kind / "tokenizer")
+        tokenizer = load_tokenizer(options.workdir / "compared" / kind / "tokenizer")
         encoded = tokenizer.encode_batch(texts)
         changed = sum(
             tokenizer.decode(ids, skip_special_tokens=False) != text

@@ -17,7 +17,7 @@ from jaxllm.errors import UserError
 from jaxllm.files import write_json
 
 # Groups and fields that a resumed run may change: they steer the run, not what it computes.
-FREE_ON_RESUME = ("steps", "log", "eval", "checkpoint", "mesh")
+FREE_ON_RESUME = ("steps", "log", "eval", "checkpoint", "mesh", "compare")
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 
 

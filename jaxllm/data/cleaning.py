@@ -18,20 +18,20 @@ NORMAL_FORMS = ("NFC", "NFKC", "none")
 # C0 and C1 controls but tab and line ends; soft hyphen; zero-width space and its like; marks that
 # turn the direction of text; byte-order mark; interlinear annotation.
 _INVISIBLE = (
-    "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u180e\u200b"
+    "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u180e\u200b"
     "\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ufff9-\ufffb"
 )
 # Joiners shape letters in Persian and Indic scripts and build emoji, so only those that join
 # nothing go.
 _JOINERS = "\u200c\u200d"
-_CONTROL = re.compile(rf"[{_INVISIBLE}]+|(?<![^\s{_JOINERS}])[{_JOINERS}]+|[{_JOINERS}]+(?!\S)")
-_ANY_CONTROL = re.compile(f"[{_INVISIBLE}{_JOINERS}]")  # quick to see that there is nothing to do
+_CONTROL = re.compile(f"[{_INVISIBLE}]+")
+_JOINER = re.compile(f"[{_JOINERS}]+")
 
-# NEL and the line and paragraph separators are line ends; all the fixed-width spaces are spaces,
-# but for the ideographic one, with which Chinese and Japanese indent.
-_LINE_END = re.compile("\r\n?|[\x85\u2028\u2029]")
+# NEL, vertical tab, form feed, and the line and paragraph separators are line ends; all spaces of
+# fixed width are spaces, but for the ideographic one, with which Chinese and Japanese indent.
+_LINE_END = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _SPACE = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f]")
-_TRAILING = re.compile(r"[ \t\u3000]+(?=\n)")
+_TRAILING = re.compile(r"(?<![ \t\u3000])[ \t\u3000]++(?=\n)")  # in linear time
 _BLANK_LINES = re.compile(r"\n{4,}")  # Python separates definitions by two blank lines
 
 
@@ -40,12 +40,12 @@ class CleaningConfig:
     """What is done to each text, and which are left out. In this order; on both sides of the
     held-out split."""
 
-    unicode: str = "NFC"
-    """Normal form of Unicode: `NFC` (one code for one character), `NFKC` (compatibility forms,
-    such as full-width letters, become plain ones as well), or `none`."""
     control_characters: bool = True
     """Remove control, zero-width and direction characters; tabs, line ends and joiners between
     letters stay."""
+    unicode: str = "NFC"
+    """Normal form of Unicode: `NFC` (one code for one character), `NFKC` (compatibility forms,
+    such as full-width letters, become plain ones as well), or `none`."""
     whitespace: bool = True
     """One kind of line end and of space, no trailing spaces, at most two blank lines in a row."""
     min_chars: int = 1
@@ -68,7 +68,13 @@ class CleaningConfig:
             )
 
 
-NO_CLEANING = CleaningConfig("none", False, False, 1, False, 0.0)
+NO_CLEANING = CleaningConfig(
+    control_characters=False,
+    unicode="none",
+    whitespace=False,
+    exact_duplicates=False,
+    near_duplicates=0.0,
+)
 """Text as it comes."""
 
 
@@ -80,11 +86,11 @@ class Cleaner:
         """Texts that each step has changed, and that `min_chars` has left out, by its name."""
         self._min_chars = config.min_chars
         self._steps: dict[str, Callable[[str], str]] = {}
+        if config.control_characters:
+            self._steps["control_characters"] = without_control_characters
         if config.unicode != "none":
             form = config.unicode
             self._steps["unicode"] = lambda text: normalized(text, form)
-        if config.control_characters:
-            self._steps["control_characters"] = without_control_characters
         if config.whitespace:
             self._steps["whitespace"] = with_plain_whitespace
 
@@ -111,13 +117,21 @@ def normalized(text: str, form: str) -> str:
 
 def without_control_characters(text: str) -> str:
     """`text` without characters that nobody sees and that carry no meaning."""
-    return _CONTROL.sub("", text) if _ANY_CONTROL.search(text) else text
+    text = _CONTROL.sub("", text)
+    return text if text.isascii() else _JOINER.sub(_joining, text)
 
 
 def with_plain_whitespace(text: str) -> str:
     """`text` with plain line ends and spaces, and none of them to spare; indentation stays."""
-    if "\r" in text or not text.isascii():
+    if not text.isascii() or any(end in text for end in "\r\x0b\x0c"):
         text = _SPACE.sub(" ", _LINE_END.sub("\n", text))
     if any(f"{space}\n" in text for space in " \t\u3000"):
         text = _TRAILING.sub("", text)
     return _BLANK_LINES.sub("\n\n\n", text).lstrip("\n").rstrip()
+
+
+def _joining(joiners: re.Match[str]) -> str:
+    """Joiners that stand between two visible characters, or nothing."""
+    text, (begin, end) = joiners.string, joiners.span()
+    inside = begin > 0 and end < len(text)
+    return joiners[0] if inside and not any(text[n].isspace() for n in (begin - 1, end)) else ""

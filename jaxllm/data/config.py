@@ -12,7 +12,7 @@ class DataConfig:
 
     train: str = "builtin:pydocs"
     """Sources of training text, `SOURCE[@weight[:epochs]]` separated by commas. A source is a path
-    or glob, `tfds:NAME` or `builtin:NAME` (docs/formats.md). Its weight is its share of rows, its
+    or glob, `tfds:NAME` or `builtin:NAME` (docs/data.md). Its weight is its share of rows, its
     epochs how often it may be read at most; without weights each row counts once."""
     temperature: float = 1.0
     """Weights are raised to the power 1/temperature: above 1, small sources get more."""

@@ -10,21 +10,18 @@ Under the store's folder lie, each under the fingerprint of all that it depends 
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jaxllm.data.cleaning import CLEANING_VERSION, Cleaner, CleaningConfig
 from jaxllm.data.config import DataConfig
-from jaxllm.data.documents import RejectedLines, read_documents
 from jaxllm.data.mixture import Entry, parse_entries
 from jaxllm.data.selection import (
     EVAL,
-    REJECTED_FILE,
     Meter,
     Report,
     SplitDocuments,
     fingerprint_of,
-    parse_sources,
+    held_out_documents,
     split_documents,
     train_store,
 )
@@ -34,6 +31,7 @@ from jaxllm.errors import UserError
 from jaxllm.files import locked, write_json
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import Tokenizer, configured_tokenizer, load_tokenizer
+from jaxllm.tokenizers.trainers import TRAINERS_VERSION
 from jaxllm.tokenizers.training import train_tokenizer
 
 _TRAINED_FROM_FILE = "trained_from.json"
@@ -93,9 +91,9 @@ def prepare_corpus(
     stores = stores_folder(data, work_dir)
     with locked(stores):
         split = split_documents(data, stores, work_dir, report)
-        _check_expected(expected, "text", split.fingerprint)
+        check_expected(expected, "text", split.fingerprint)
         trained = prepare_tokenizer(tokenizer, split, work_dir, report)
-        _check_expected(expected, "tokenizer", trained.fingerprint)
+        check_expected(expected, "tokenizer", trained.fingerprint)
         opened = _stores(data, split, trained, stores, report)
     entries = tuple(parse_entries(data.train, "data.train"))
     train = tuple(opened[train_store(number)] for number in range(len(entries)))
@@ -108,7 +106,12 @@ def prepare_corpus(
     return Corpus(trained, entries, train, opened[EVAL], split)
 
 
-def _check_expected(expected: Mapping[str, str] | None, name: str, fingerprint: str) -> None:
+def check_expected(expected: Mapping[str, str] | None, name: str, fingerprint: str) -> None:
+    """Checks that a run that goes on reads what it began with.
+
+    Raises:
+        UserError: `expected`, the fingerprints that the run recorded, if any, has another one.
+    """
     if expected and expected.get(name) != fingerprint:
         raise UserError(
             f"the {name} is not the one that the run began with (a source has changed since); "
@@ -121,7 +124,7 @@ def prepare_text(
     tokenizer: Tokenizer,
     work_dir: Path,
     report: Report = lambda phase, done, total: None,
-) -> TokenStore:
+) -> tuple[TokenStore, SplitDocuments]:
     """The text of `data.eval` alone, tokenised: to measure a model that is already there.
 
     Texts are cleaned one by one; duplicates stay.
@@ -129,29 +132,10 @@ def prepare_text(
     Raises:
         UserError: a source is wrong, there is no text, or too many lines are bad.
     """
-    sources = parse_sources(data.eval, "data.eval", data.parse_special_tokens)
-    fingerprint = fingerprint_of(
-        [(source.name, source.fingerprint()) for source in sources],
-        [source.marked for source in sources],
-        _text_cleaning(data.cleaning),
-        tokenizer.fingerprint,
-        FORMAT_VERSION,
-    )
     stores = stores_folder(data, work_dir)
-    folder = stores / fingerprint
-    work_dir.mkdir(parents=True, exist_ok=True)
-    with locked(stores), RejectedLines(work_dir / REJECTED_FILE) as rejected:
-        store = _open_stores(folder, [EVAL], fingerprint).get(EVAL)
-        if store is None:
-            cleaner = Cleaner(data.cleaning)
-            documents = read_documents(sources, cleaner, data.max_bad_fraction, rejected)
-            texts = ((EVAL, document.text) for document in documents)
-            store = _write_stores(
-                folder, [EVAL], texts, tokenizer, fingerprint, 0, report, data.workers
-            )[EVAL]
-    if not store.num_documents:
-        raise UserError(f"config.data.eval: there is no text in {data.eval}.")
-    return store
+    with locked(stores):
+        split = held_out_documents(data, stores, work_dir, report)
+        return _stores(data, split, tokenizer, stores, report)[EVAL], split
 
 
 def stores_folder(data: DataConfig, work_dir: Path) -> Path:
@@ -170,10 +154,14 @@ def prepare_tokenizer(
     if config.path:
         return configured_tokenizer(config)
     folder = work_dir / "tokenizer"
-    wanted = {"fingerprint": fingerprint_of(split.fingerprint, dataclasses.asdict(config))}
+    fingerprint = fingerprint_of(split.fingerprint, dataclasses.asdict(config), TRAINERS_VERSION)
+    wanted = {"fingerprint": fingerprint}
     record = folder / _TRAINED_FROM_FILE
-    if record.exists() and json.loads(record.read_text()) == wanted:
-        return load_tokenizer(folder)
+    try:
+        if json.loads(record.read_text()) == wanted:
+            return load_tokenizer(folder)
+    except (OSError, ValueError):  # not trained yet
+        pass
     stride = -(-split.train_bytes // config.train_bytes)
     texts = itertools.islice(split.texts(TRAIN), 0, None, stride)
     meter = Meter("train tokenizer", split.train_bytes // stride, report)
@@ -197,21 +185,9 @@ def _stores(
         (split.store_of(document, side), document.text) for document, side in split.documents()
     )
     total = split.train_bytes + split.eval_bytes
-    return _open_stores(folder, names, fingerprint) or _write_stores(
-        folder, names, texts, tokenizer, fingerprint, total, report, data.workers
-    )
-
-
-def _write_stores(
-    folder: Path,
-    names: list[str],
-    texts: Iterable[tuple[str, str]],
-    tokenizer: Tokenizer,
-    fingerprint: str,
-    total: int,
-    report: Report,
-    workers: int,
-) -> dict[str, TokenStore]:
+    existing = _open_stores(folder, names, fingerprint)
+    if existing:
+        return existing
     report("tokenise", 0, total)
     done = 0
 
@@ -220,11 +196,11 @@ def _write_stores(
         done = bytes_done
         report("tokenise", done, total)
 
-    stores = write_stores(
-        folder, names, texts, tokenizer, fingerprint, progress=progress, workers=workers
+    made = write_stores(
+        folder, names, texts, tokenizer, fingerprint, progress=progress, workers=data.workers
     )
     report("tokenise", done, done)
-    return stores
+    return made
 
 
 def _open_stores(folder: Path, names: list[str], fingerprint: str) -> dict[str, TokenStore]:
@@ -235,14 +211,3 @@ def _open_stores(folder: Path, names: list[str], fingerprint: str) -> dict[str, 
         return {}
     wanted = all(store.fingerprint == fingerprint for store in stores.values())
     return stores if wanted else {}
-
-
-def _text_cleaning(cleaning: CleaningConfig) -> tuple[int, str, bool, bool, int]:
-    """What of the cleaning concerns a single text."""
-    return (
-        CLEANING_VERSION,
-        cleaning.unicode,
-        cleaning.control_characters,
-        cleaning.whitespace,
-        cleaning.min_chars,
-    )

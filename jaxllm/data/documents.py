@@ -105,8 +105,8 @@ def read_documents(
         UserError: a source has too many bad lines, or cannot be read.
     """
     for number, source in enumerate(sources):
-        lines = 0
-        bad: list[BadLine] = []
+        lines = bad = 0
+        first = None
         for record in source.records():
             lines += 1
             texts = _texts(record, source.marked)
@@ -115,18 +115,16 @@ def read_documents(
                 group = record.group if isinstance(record, Record) else ""
                 yield from (Document.of(text, group, number) for text in cleaned if text)
             elif rejected is not None:
-                bad.append(texts)
+                bad += 1
+                first = first or texts
                 rejected.add(texts)
-                if (
-                    lines >= _LINES_BEFORE_JUDGING
-                    and len(bad) > _HOPELESS * max_bad_fraction * lines
-                ):
+                if lines >= _LINES_BEFORE_JUDGING and bad > _HOPELESS * max_bad_fraction * lines:
                     break
-        if rejected is not None and len(bad) > max_bad_fraction * lines:
+        if rejected is not None and first is not None and bad > max_bad_fraction * lines:
             raise UserError(
-                f"{source.name}: {len(bad)} of the {lines} lines read are bad, more than "
+                f"{source.name}: {bad} of the {lines} lines read are bad, more than "
                 f"config.data.max_bad_fraction={max_bad_fraction:g} allows; the first is "
-                f"{bad[0].file}:{bad[0].line} ({bad[0].reason}); see {rejected.path}."
+                f"{first.file}:{first.line} ({first.reason}); see {rejected.path}."
             )
 
 

@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxllm.data.records import BadLine, Record
+from jaxllm.tokenizers.special_tokens import BOS, EOS
 
 MAX_LINE_BYTES = 16 << 20
 """A longer line of JSONL is a bad one; it is passed over without being held in memory."""
@@ -34,12 +35,13 @@ def is_known(file: str) -> bool:
     return _suffixes(file) is not None
 
 
-def read_records(stream: io.IOBase, file: str) -> Iterator[Record | BadLine]:
+def read_records(stream: io.IOBase, file: str, marked: bool) -> Iterator[Record | BadLine]:
     """The records of a file.
 
     Args:
         stream: its bytes; seekable if the format is Parquet.
         file: its path or URL, of a known format.
+        marked: whether `<s>` and `</s>` mark documents, which plain text is not cut within.
 
     Raises:
         *UNREADABLE: the file is damaged or cut off.
@@ -51,7 +53,10 @@ def read_records(stream: io.IOBase, file: str) -> Iterator[Record | BadLine]:
         yield from read_parquet(stream, file)
         return
     with _buffered(stream, compression) as lines:
-        yield from _LINE_READERS[suffix](lines, file)
+        if suffix == _TXT:
+            yield from read_txt(lines, file, marked)
+        else:
+            yield from read_jsonl(lines, file)
 
 
 def read_jsonl(lines: io.BufferedIOBase, file: str) -> Iterator[Record | BadLine]:
@@ -70,26 +75,33 @@ def read_jsonl(lines: io.BufferedIOBase, file: str) -> Iterator[Record | BadLine
             yield BadLine(file, number, _reason(error))
 
 
-def read_txt(lines: io.BufferedIOBase, file: str) -> Iterator[Record | BadLine]:
+def read_txt(lines: io.BufferedIOBase, file: str, marked: bool) -> Iterator[Record | BadLine]:
     """The whole file is the field `text` of one record, or, if it is long, of a record a piece.
 
     Pieces let a single long file be divided into training and held-out text, and be read as a
     stream. They end at blank lines; where none comes, at the end of a line; and in a line of
-    megabytes, between two characters. A record's line is the one that its piece begins in.
+    megabytes, between two characters; but within a `<s>…</s>` span, if `marked`, only once it is
+    longer than any line may be. A record's line is the one that its piece begins in.
     """
-    piece, first, line = b"", 1, 1
+    first, line = 1, 1
     chunks: list[bytes] = []
-    size = 0
+    size, open_spans, tail = 0, 0, b""
     is_start = True
     while chunk := lines.readline(_LONGEST_CHUNK):
         chunks.append(chunk)
         size += len(chunk)
         line += chunk.endswith(b"\n")
-        if (size >= _PIECE_BYTES and not chunk.strip()) or size >= _LONGEST_CHUNK:
+        if marked:  # a mark may lie across two chunks of a line
+            open_spans += _opened(tail + chunk) - _opened(tail)
+            tail = (tail + chunk)[-3:]
+        longest = MAX_LINE_BYTES if open_spans > 0 else _LONGEST_CHUNK
+        at_end = not chunk.strip() and open_spans <= 0
+        if (size >= _PIECE_BYTES and at_end) or size >= longest:
             piece = b"".join(chunks)
-            end = size - _unfinished_bytes(piece)
+            end = size - _unfinished_bytes(piece) - (_unfinished_mark(piece) if marked else 0)
             yield _text_record(piece[:end], file, first, is_start)
             chunks, size, first, is_start = [piece[end:]], size - end, line, False
+            open_spans, tail = 0, chunks[0][-3:]
     if size or is_start:
         yield _text_record(b"".join(chunks), file, first, is_start)
 
@@ -111,11 +123,8 @@ def read_parquet(stream: io.IOBase, file: str) -> Iterator[Record | BadLine]:
 
 
 _PARQUET = ".parquet"
-_LINE_READERS: dict[str, Callable[[io.BufferedIOBase, str], Iterator[Record | BadLine]]] = {
-    ".jsonl": read_jsonl,
-    ".ndjson": read_jsonl,
-    ".txt": read_txt,
-}
+_TXT = ".txt"
+_LINES = (".jsonl", ".ndjson", _TXT)
 _COMPRESSIONS = (".gz", ".zst")
 
 
@@ -127,7 +136,7 @@ def _suffixes(file: str) -> tuple[str, str] | None:
     if suffixes and suffixes[-1] == _PARQUET:
         return _PARQUET, ""
     compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
-    return (suffixes[-1], compression) if suffixes and suffixes[-1] in _LINE_READERS else None
+    return (suffixes[-1], compression) if suffixes and suffixes[-1] in _LINES else None
 
 
 @contextlib.contextmanager
@@ -182,14 +191,37 @@ def _unfinished_bytes(piece: bytes) -> int:
     return 0
 
 
+def _unfinished_mark(piece: bytes) -> int:
+    """How many bytes at the end begin a `<s>` or `</s>` without finishing it."""
+    marks = (BOS.encode(), EOS.encode())
+    lengths = (n for n in (3, 2, 1) if any(m[:n] == piece[-n:] and n < len(m) for m in marks))
+    return next(lengths, 0)
+
+
+def _opened(piece: bytes) -> int:
+    """How many more spans begin in a piece than end."""
+    return piece.count(BOS.encode()) - piece.count(EOS.encode())
+
+
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
-    """The rows as Python values; instead of one that has none, why."""
+    """The rows as Python values; instead of one whose text is no text, why."""
     try:
         return batch.to_pylist()
-    except ValueError as error:  # one of the strings is no text
-        if len(batch) == 1:
-            return [_reason(error)]
-        return [row for index in range(len(batch)) for row in _rows(batch.slice(index, 1))]
+    except (ValueError, OverflowError):
+        return [_row(batch.slice(index, 1)) for index in range(len(batch))]
+
+
+def _row(batch: pa.RecordBatch) -> dict[str, Any] | str:
+    """The values of a batch of one row, without those that Python cannot hold."""
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[0].as_py()
+        except UnicodeDecodeError as error:
+            return _reason(error)
+        except (ValueError, OverflowError):  # a date beyond the year 9999, a nanosecond
+            continue
+    return row
 
 
 def _reason(error: ValueError | RecursionError) -> str:

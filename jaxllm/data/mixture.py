@@ -17,12 +17,11 @@ from jaxllm.data.rows import ChainedRows, RandomAccessRows, Row
 from jaxllm.data.shuffle import ShuffledEpochs
 from jaxllm.errors import UserError
 
-Counts = Int64[np.ndarray, " sources"]
+Counts = Int64[np.ndarray, " sources"] | Float64[np.ndarray, " sources"]
 Shares = Float64[np.ndarray, " sources"]
 
-_SUFFIX = re.compile(
-    r"(?P<name>.+)@(?P<weight>[+-]?(?:\d|\.\d|inf|nan)[^@/:]*)(?::(?P<epochs>[^@/]*))?"
-)
+_NUMBER = r"[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+|inf|nan)"
+_SUFFIX = re.compile(rf"(?P<name>.+)@(?P<weight>{_NUMBER})(?::(?P<epochs>[^@/]*))?", re.IGNORECASE)
 _PERIOD = 1 << 16  # rows after which a mixture's pattern repeats: weights are exact to 1/65,536
 
 
@@ -50,6 +49,11 @@ def parse_entries(spec: str, field: str) -> list[Entry]:
     """
     entries = [_parse_entry(part.strip(), field) for part in spec.split(",") if part.strip()]
     weights = [entry.weight for entry in entries if entry.weight is not None]
+    names = [entry.name for entry in entries]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"config.{field}: names {repeated[0]} twice; once, with a weight, is enough."
+        )
     if 0 < len(weights) < len(entries):
         without = next(entry.name for entry in entries if entry.weight is None)
         raise UserError(
@@ -84,35 +88,19 @@ def _number(text: str, what: str) -> float:
     return value
 
 
-def mixture_shares(
-    weights: Sequence[float] | None, sizes: Sequence[int], temperature: float = 1.0
-) -> Shares:
+def mixture_shares(weights: Sequence[float], temperature: float = 1.0) -> Shares:
     """The shares that sources are drawn with; they sum to 1.
 
     share_i = w_i^(1/T) / Σ_j w_j^(1/T), so a temperature above 1 raises the small sources (Conneau
     et al. 2020, https://arxiv.org/abs/1911.02116, with α = 1/T).
 
     Args:
-        weights: w, not negative; None: the sizes.
-        sizes: rows or tokens of each source.
+        weights: w, not negative; or the sizes of the sources.
         temperature: T.
     """
-    values = np.array(sizes if weights is None else weights, np.float64)
+    values = np.array(weights, np.float64)
     raised = np.where(values > 0, values / values.max(), 0.0) ** (1.0 / temperature)
     return raised / raised.sum()
-
-
-def planned_epochs(
-    weights: Sequence[float], sizes: Sequence[float], drawn: float
-) -> Float64[np.ndarray, " sources"]:
-    """How often each source is read when `drawn` rows or tokens are drawn from the mixture.
-
-    For the training mixture of GPT-3 (Brown et al. 2020, https://arxiv.org/abs/2005.14165, table
-    2.2): of weights 60, 22, 8, 8, 3 (which sum to 101) for 410, 19, 12, 55, 3 billion tokens,
-    300 billion are drawn: 0.435, 3.44, 1.98, 0.432 and 2.97 epochs.
-    """
-    shares = mixture_shares(weights, [])
-    return shares * drawn / np.array(sizes, np.float64)
 
 
 @runtime_checkable
@@ -144,8 +132,7 @@ def mix(
     limit = max_epochs or math.inf
     if not weights and temperature == 1.0:
         return PooledRows(sources, seed, limit)
-    sizes = [len(rows) for rows in sources]
-    shares = mixture_shares(weights or None, sizes, temperature)
+    shares = mixture_shares(weights or [float(len(rows)) for rows in sources], temperature)
     limits = [min(entry.max_epochs, limit) for entry in entries]
     return MixedRows(sources, shares, seed, limits)
 
@@ -157,10 +144,9 @@ class PooledRows:
         self, sources: Sequence[RandomAccessRows], seed: int, max_epochs: float = math.inf
     ):
         """`max_epochs`: after so many the rows end."""
-        self._ends = np.cumsum([len(rows) for rows in sources])
+        self._sizes = np.array([len(rows) for rows in sources], np.float64)
         self._rows = ShuffledEpochs(ChainedRows(sources), seed)
-        size = int(self._ends[-1])
-        self._length = sys.maxsize if math.isinf(max_epochs) else math.floor(size * max_epochs)
+        self._length = rows_in_epochs(int(self._sizes.sum()), max_epochs)
 
     def __len__(self) -> int:
         return self._length
@@ -171,11 +157,8 @@ class PooledRows:
         return self._rows[int(index)]
 
     def drawn(self, count: int) -> Counts:
-        epochs, rest = divmod(count, int(self._ends[-1]))
-        order = self._rows.order(epochs)[:rest]
-        sources = np.searchsorted(self._ends, order, side="right")
-        started = np.bincount(sources, minlength=len(self._ends))
-        return epochs * np.diff(self._ends, prepend=0) + started
+        # Exact at the end of every epoch, and what is to be expected within one.
+        return count * self._sizes / self._sizes.sum()
 
 
 class MixedRows:
@@ -197,7 +180,7 @@ class MixedRows:
         """Shares sum to 1; where one is 0 the source is never drawn. No limits: no end."""
         self._rows = [ShuffledEpochs(rows, seed, stream) for stream, rows in enumerate(sources)]
         limits = [
-            math.floor(len(rows) * epochs) if math.isfinite(epochs) else None
+            rows_in_epochs(len(rows), epochs)
             for rows, epochs in zip(sources, max_epochs or [math.inf] * len(sources), strict=True)
         ]
         self._phases = _phases(shares, limits)
@@ -219,6 +202,12 @@ class MixedRows:
     def drawn(self, count: int) -> Counts:
         phase = next((phase for phase in self._phases if count <= phase.end), self._phases[-1])
         return phase.drawn(count)
+
+
+def rows_in_epochs(rows: int, epochs: float) -> int:
+    """How many of `rows` rows may be drawn in so many epochs; `sys.maxsize` if in any number."""
+    # Rounded, so that 0.29 epochs of 100 rows are 29, whatever binary fractions make of it.
+    return math.floor(round(rows * epochs, 6)) if math.isfinite(epochs) else sys.maxsize
 
 
 class _Phase:
@@ -254,10 +243,9 @@ class _Phase:
         return self.begin + period * _PERIOD + int(self._places[source][rank])
 
 
-def _phases(shares: Shares, limits: Sequence[int | None]) -> list[_Phase]:
+def _phases(shares: Shares, limits: Sequence[int]) -> list[_Phase]:
     """The phases of a mixture: each but an endless one ends where a source runs out."""
     phases: list[_Phase] = []
-    shares = np.where([limit == 0 for limit in limits], 0.0, shares)
     begin, drawn = 0, np.zeros(len(shares), np.int64)
     while shares.sum() > 0:
         phase = _Phase(begin, drawn, shares / shares.sum())
@@ -265,7 +253,7 @@ def _phases(shares: Shares, limits: Sequence[int | None]) -> list[_Phase]:
         ends = {
             source: phase.index(source, limit)
             for source, limit in enumerate(limits)
-            if limit is not None and shares[source] > 0
+            if limit < sys.maxsize and shares[source] > 0
         }
         if not ends:
             break

@@ -26,6 +26,7 @@ from jaxtyping import Int64
 
 from jaxllm.data.rows import PackedRows, Row, ShardedRows, TokenRows, empty_row
 from jaxllm.data.store import Offsets, Tokens, TokenStore
+from jaxllm.files import locked
 
 PACKINGS = ("concat", "best_fit", "none")
 PLAN_VERSION = 1
@@ -50,13 +51,14 @@ def packed_rows(
     if packing == "concat":
         return PackedRows(store, seq_len, document_mask)
     folder = store.path / f"{packing}_{seq_len}"
-    try:
-        if json.loads((folder / _PLAN).read_text()) == _stamp(store):
-            return PlannedRows(store, folder, seq_len, document_mask)
-    except (OSError, EOFError, ValueError):  # no plan, or a damaged one
-        pass
-    _write_plan(folder, store, packing, seq_len)
-    return PlannedRows(store, folder, seq_len, document_mask)
+    planned = _planned_rows(store, folder, seq_len, document_mask)
+    if planned is None:
+        with locked(store.path):
+            # Another process may have made it while this one waited.
+            planned = _planned_rows(store, folder, seq_len, document_mask)
+            if planned is None:
+                _write_plan(folder, store, packing, seq_len)
+    return planned or PlannedRows(store, folder, seq_len, document_mask)
 
 
 class PlannedRows(ShardedRows):
@@ -149,6 +151,18 @@ def best_fit(lengths: Int64[np.ndarray, " pieces"], capacity: int) -> list[list[
             by_room[room - length].append(row)
             rooms |= 1 << (room - length)
     return rows
+
+
+def _planned_rows(
+    store: TokenStore, folder: Path, seq_len: int, document_mask: bool
+) -> PlannedRows | None:
+    """The rows of the plan in `folder`, if it is a whole one of this store."""
+    try:
+        if json.loads((folder / _PLAN).read_text()) == _stamp(store):
+            return PlannedRows(store, folder, seq_len, document_mask)
+    except (OSError, EOFError, ValueError):  # no plan, or a damaged one
+        pass
+    return None
 
 
 def _write_plan(folder: Path, store: TokenStore, packing: str, seq_len: int) -> None:

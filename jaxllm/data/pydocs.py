@@ -1,4 +1,4 @@
-"""The Python documentation as a corpus, and as labelled records made of it.
+"""The Python documentation as a corpus, and what it defines.
 
 The corpus is English prose and code: the chapters of the language reference that Python's `help()`
 shows, and for each module of the standard library a page of its documentation, made of its
@@ -6,7 +6,6 @@ docstrings, and its source without them. Modules are only read and parsed, never
 """
 
 import ast
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -16,7 +15,7 @@ import re
 import sysconfig
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 PYDOCS_VERSION = 1
@@ -24,9 +23,6 @@ PYDOCS_VERSION = 1
 
 Item = tuple[str, dict[str, str]]
 """A record's group, and its fields by name."""
-
-Question = tuple[str, str, str]
-"""Instruction, input and output."""
 
 # Tests and bundled installers are not what a reader of documentation looks for; `encodings` is
 # code-page tables; `pydoc_data` is the reference itself, read as prose instead.
@@ -38,29 +34,6 @@ _SHORTEST_PAGE = 200  # characters: a page below it is little more than names
 _PROSE = re.compile(r"[A-Za-z][^\s(=]*( \S+){3}")  # four words; no `name(…)`, `x=1` or `>>> …`
 _LONGEST_ANSWER = 600  # characters: of a longer docstring the first paragraph has to do
 _LONGEST_CODE = 30  # lines that are shown whole
-
-# Topics of `classifications`, each with packages and modules that are about it.
-_TOPICS = {
-    "concurrency": """asyncio concurrent multiprocessing queue sched selectors signal subprocess
-        threading""",
-    "files": """_pyio bz2 dbm filecmp fileinput fnmatch genericpath glob gzip lzma ntpath os pathlib
-        posixpath shelve shutil stat tarfile tempfile zipfile zipimport""",
-    "interfaces": "argparse cmd curses getopt optparse tkinter turtle turtledemo",
-    "language": """_collections_abc abc ast code codeop collections compileall contextlib copy
-        dataclasses dis enum functools importlib inspect modulefinder pickle pickletools pkgutil
-        pyclbr pydoc runpy symtable tokenize types typing weakref""",
-    "network and mail": """asynchat asyncore cgi email ftplib http imaplib ipaddress mailbox
-        mailcap mimetypes nntplib poplib smtpd smtplib socket socketserver ssl telnetlib urllib
-        webbrowser wsgiref xmlrpc""",
-    "numbers and time": """_pydatetime _pydecimal _strptime bisect calendar colorsys datetime
-        decimal fractions heapq numbers operator random secrets statistics uuid zoneinfo""",
-    "testing": """bdb cProfile doctest logging pdb profile pstats timeit trace traceback
-        tracemalloc unittest warnings""",
-    "text": """_markupbase base64 codecs configparser csv difflib gettext html json locale plistlib
-        pprint quopri re shlex string stringprep textwrap tomllib xml xdrlib""",
-}
-_MOST_OF_A_TOPIC = 350  # records; so that no topic is much more frequent than another
-_MOST_OF_A_MODULE = 60  # records; so that no topic is one module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,17 +65,18 @@ class Definition:
     @property
     def answer(self) -> str:
         """The docstring, or the first paragraph of a long one."""
-        return self.docstring if len(self.docstring) <= _LONGEST_ANSWER else self._paragraph
+        return self.docstring if len(self.docstring) <= _LONGEST_ANSWER else self.paragraph
 
     @property
     def sentence(self) -> str:
         """The first sentence of the docstring, in one line."""
-        paragraph = " ".join(self._paragraph.split())
+        paragraph = " ".join(self.paragraph.split())
         return re.split(r"(?<=[.!?])\s+(?=[A-Z])", paragraph, maxsplit=1)[0]
 
     @property
-    def _paragraph(self) -> str:
-        return self.docstring.split("\n\n")[0]
+    def paragraph(self) -> str:
+        """The first paragraph of the docstring."""
+        return self.docstring.split("\n\n")[0].rstrip()
 
 
 def fingerprint() -> str:
@@ -117,7 +91,7 @@ def fingerprint() -> str:
 
 @functools.cache  # read several times (split, tokenizer, store), and parsing it takes seconds
 def documents() -> tuple[Item, ...]:
-    """The corpus, about 12 MB: chapters, then for each module its page and its source."""
+    """The corpus, about 9 MB: chapters, then for each module its page and its source."""
     items: list[Item] = []
     for path in _topics_files():
         for topic, text in _topics(path.read_text(encoding="utf-8")).items():
@@ -132,69 +106,21 @@ def documents() -> tuple[Item, ...]:
 
 @functools.cache
 def definitions() -> tuple[Definition, ...]:
-    """What the standard library defines under public names; no two have one answer."""
+    """What public modules of the standard library define under public names.
+
+    No two have one answer. What begins by announcing a list or code, so with a colon at the end of
+    its first paragraph, is left out: alone that is no answer.
+    """
     found: dict[str, Definition] = {}  # by answer
     for module, source, tree in _modules():
+        if any(part.startswith("_") for part in module.split(".")):
+            continue
         lines = source.splitlines()
         for definition in [_module_definition(module, tree), *_definitions(module, tree, lines)]:
-            if _PROSE.match(definition.sentence):
+            if _PROSE.match(definition.sentence) and not definition.paragraph.endswith(":"):
                 found.setdefault(definition.answer, definition)
     # Of an accessor and its setter, which share a name, one is enough.
     return tuple({definition.path: definition for definition in found.values()}.values())
-
-
-@functools.cache
-def instructions() -> tuple[Item, ...]:
-    """Questions about what the standard library defines, in several forms: one a definition."""
-    items: dict[tuple[str, str], Item] = {}
-    for definition in _shuffled("instructions"):
-        first = _pick(len(_QUESTIONS), "question", definition.path)
-        made = (question(definition) for question in _QUESTIONS[first:] + _QUESTIONS[:first])
-        instruction, context, output = next(filter(None, made))
-        fields = {"instruction": instruction, "input": context, "output": output}
-        items.setdefault((instruction, context), (definition.group, fields))
-    return tuple(items.values())
-
-
-@functools.cache
-def preferences() -> tuple[Item, ...]:
-    """What a function or class does, told by its own docstring, and by something worse.
-
-    Of ten rejected answers about six are the docstring of another definition in the module, as
-    long as the right one; two are the right one cut short, and two say one sentence repeatedly.
-    """
-    modules: dict[str, list[Definition]] = {}
-    for definition in sorted(definitions(), key=lambda found: len(found.answer)):
-        modules.setdefault(definition.module, []).append(definition)
-    items = []
-    for definition in _shuffled("preferences"):
-        fields = {
-            "prompt": definition.question,
-            "chosen": definition.answer,
-            "rejected": _rejected(definition, modules[definition.module]),
-        }
-        items.append((definition.group, fields))
-    return tuple(items)
-
-
-@functools.cache
-def classifications() -> tuple[Item, ...]:
-    """Docstrings and the topic of the module each is from; topics are about equally frequent.
-
-    One that names the package it is from is left out, and so is much of a large module.
-    """
-    topics = {package: topic for topic, text in _TOPICS.items() for package in text.split()}
-    taken: collections.Counter[str] = collections.Counter()
-    items = []
-    for definition in _shuffled("classifications"):
-        package = definition.module.split(".")[0]
-        topic, text = topics.get(package), definition.answer
-        if topic is None or package.strip("_").lower() in re.findall(r"[a-z0-9]+", text.lower()):
-            continue
-        if taken[topic] < _MOST_OF_A_TOPIC and taken[definition.module] < _MOST_OF_A_MODULE:
-            taken.update([topic, definition.module])
-            items.append((definition.group, {"text": text, "label": topic}))
-    return tuple(items)
 
 
 def module_page(module: str, tree: ast.Module) -> str:
@@ -282,17 +208,6 @@ def _code(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, lines: li
     return textwrap.dedent("\n".join([*lines[node.lineno - 1 : body.lineno - 1], *rest]))
 
 
-def _shuffled(purpose: str) -> list[Definition]:
-    """The definitions in a random order, the same each time."""
-    return sorted(definitions(), key=lambda definition: _pick(1 << 64, purpose, definition.path))
-
-
-def _pick(below: int, *key: str) -> int:
-    """One of `0 … below - 1`, which the key alone decides."""
-    digest = hashlib.blake2b("\n".join(key).encode(), digest_size=16).digest()
-    return int.from_bytes(digest, "big") % below
-
-
 def _group(module: str) -> str:
     return f"pydocs:module:{module}"
 
@@ -342,59 +257,3 @@ def _module_files() -> dict[str, Path]:
                 parts = (*Path(folder).relative_to(root).parts, stem)
                 modules[".".join(parts).removesuffix(".__init__")] = Path(folder, name)
     return dict(sorted(modules.items()))
-
-
-def _rejected(definition: Definition, peers: list[Definition]) -> str:
-    """A worse answer; `peers` are the definitions of the module, by length of their answers."""
-    kind, answer = _pick(10, "worse", definition.path), definition.answer
-    if kind < 6 and len(peers) > 1:
-        place = peers.index(definition)
-        place += -1 if place == len(peers) - 1 or (place and _pick(2, definition.path)) else 1
-        return peers[place].answer
-    if kind < 8:
-        kept = len(answer) * (40 + _pick(40, "cut", definition.path)) // 100
-        return answer[:kept].rsplit(maxsplit=1)[0]
-    return " ".join([definition.sentence] * (2 + _pick(3, "repeat", definition.path)))
-
-
-def _purpose(definition: Definition) -> Question | None:
-    return definition.question, "", definition.answer
-
-
-def _explanation(definition: Definition) -> Question | None:
-    if definition.kind == "module" or definition.answer != definition.docstring:
-        return None
-    asked = f"Explain this {definition.kind} of the Python module `{definition.module}`."
-    return asked, definition.signature, definition.docstring
-
-
-def _arguments(definition: Definition) -> Question | None:
-    if definition.kind != "function":
-        return None
-    return f"What is the signature of `{definition.path}` in Python?", "", definition.signature
-
-
-def _summary(definition: Definition) -> Question | None:
-    if definition.answer == definition.sentence:
-        return None
-    return (
-        "Give the main point of this text in one sentence.",
-        definition.answer,
-        definition.sentence,
-    )
-
-
-def _opening(definition: Definition) -> Question | None:
-    if definition.kind != "function":
-        return None
-    asked = "Write the first sentence of a docstring for this Python function."
-    return asked, definition.code, definition.sentence
-
-
-_QUESTIONS: list[Callable[[Definition], Question | None]] = [
-    _purpose,
-    _explanation,
-    _arguments,
-    _summary,
-    _opening,
-]

@@ -1,5 +1,6 @@
 """Which documents a configuration trains on and holds out: read, cleaned, divided, remembered."""
 
+import array
 import dataclasses
 import hashlib
 import json
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import UInt32
 
 from jaxllm.data.cleaning import CLEANING_VERSION, Cleaner, CleaningConfig
 from jaxllm.data.config import DataConfig
@@ -17,7 +18,15 @@ from jaxllm.data.documents import Document, RejectedLines, read_documents
 from jaxllm.data.mixture import parse_entries
 from jaxllm.data.records import Source
 from jaxllm.data.sources import make_source
-from jaxllm.data.split import HELD_OUT, SPLIT_VERSION, TRAIN, Sides, divide, keep_apart
+from jaxllm.data.split import (
+    DROPPED,
+    HELD_OUT,
+    SPLIT_VERSION,
+    TRAIN,
+    Sides,
+    divide,
+    keep_apart,
+)
 from jaxllm.errors import UserError
 from jaxllm.files import write_json
 
@@ -32,7 +41,10 @@ EVAL = "eval"
 
 _DOCUMENTS_FILE = "documents.json"
 _SIDES_FILE = "sides.npy"
+_DIGESTS_FILE = "digests.npy"
 _REPORT_EVERY = 1 << 20  # bytes
+
+Digests = UInt32[np.ndarray, " documents"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +59,8 @@ class SplitDocuments:
     """How many of `sources` are held-out ones."""
     cleaning: CleaningConfig
     sides: Sides
+    digests: Digests
+    """A few bits of each document's hash, to notice that a source has changed."""
     train_bytes: int
     eval_bytes: int
     bad_lines: int
@@ -54,12 +68,23 @@ class SplitDocuments:
     """Texts that each step of cleaning has changed or left out; steps that met none are absent."""
 
     def documents(self) -> Iterator[tuple[Document, int]]:
-        """Every document that is kept, with its side, read from the sources again."""
-        kept = np.flatnonzero((self.sides == TRAIN) | (self.sides == HELD_OUT))
-        sides = self.sides[: kept[-1] + 1]  # stop reading after the last one
+        """Every document that is kept, with its side, read from the sources again.
+
+        Raises:
+            UserError: a source does not hold the documents any more that were divided.
+        """
+        kept = int(np.flatnonzero(self.sides != DROPPED)[-1]) + 1  # stop reading after the last
         documents = read_documents(self.sources, Cleaner(self.cleaning))
-        for document, side in zip(documents, sides.tolist(), strict=False):
-            if side in (TRAIN, HELD_OUT):
+        known = zip(self.sides[:kept].tolist(), self.digests[:kept].tolist(), strict=True)
+        for side, digest in known:
+            document = next(documents, None)
+            if document is None or _short_digest(document) != digest:
+                names = ", ".join(source.name for source in self.sources)
+                raise UserError(
+                    f"the text of {names} has changed since it was divided into training and "
+                    "held-out text; run the command again once nothing writes to it."
+                )
+            if side != DROPPED:
                 yield document, side
 
     def texts(self, side: int) -> Iterator[str]:
@@ -88,72 +113,123 @@ def split_documents(
     """The split made before from the same sources and options, or a new one.
 
     Raises:
-        UserError: a source is wrong, there is no text, or too many lines are bad.
+        UserError: a source is wrong, there is no text, none is left to train on, or too many
+            lines are bad.
     """
     train = parse_sources(data.train, "data.train", data.parse_special_tokens)
     evaluation = parse_sources(data.eval, "data.eval", data.parse_special_tokens)
-    fingerprint = fingerprint_of(
-        [(source.name, source.fingerprint(), source.marked) for source in train],
-        [(source.name, source.fingerprint(), source.marked) for source in evaluation],
-        (data.eval_fraction, data.max_bad_fraction, dataclasses.asdict(data.cleaning)),
-        (SPLIT_VERSION, CLEANING_VERSION),
-    )
-    folder = stores / fingerprint
-    try:
-        counts = json.loads((folder / _DOCUMENTS_FILE).read_text())
-        sides = np.load(folder / _SIDES_FILE)
-        if (folder / REJECTED_FILE).exists() and not (work_dir / REJECTED_FILE).exists():
-            work_dir.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / REJECTED_FILE, work_dir / REJECTED_FILE)
-    except (OSError, EOFError, ValueError):
-        with RejectedLines(work_dir / REJECTED_FILE) as rejected:
-            meter = Meter("read", 0, report)
-            cleaner = Cleaner(data.cleaning)
-            sides, sizes = _read_sides(data, train, evaluation, cleaner, rejected, meter)
-            meter.finish()
-        counts = {
-            "train_bytes": int(sizes[sides == TRAIN].sum()),
-            "eval_bytes": int(sizes[sides == HELD_OUT].sum()),
-            "bad_lines": rejected.bad,
-            "cleaned": dict(cleaner.counts),
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        if rejected.bad:
-            shutil.copyfile(rejected.path, folder / REJECTED_FILE)
-        np.save(folder / _SIDES_FILE, sides)
-        write_json(folder / _DOCUMENTS_FILE, counts)  # last: it says that the rest is whole
-    return SplitDocuments(
-        fingerprint, (*evaluation, *train), len(evaluation), data.cleaning, sides, **counts
-    )
+    fraction = None if evaluation else data.eval_fraction
+    split = _selected(data, train, evaluation, [fraction], stores, work_dir, report)
+    if not split.train_bytes:
+        raise UserError(
+            f"config.data.train: nothing of {data.train} is left to train on; all of it is held "
+            "out, or was left out by config.data.cleaning."
+        )
+    return split
 
 
-def _read_sides(
+def held_out_documents(
+    data: DataConfig, stores: Path, work_dir: Path, report: Report
+) -> SplitDocuments:
+    """The documents of `data.eval` alone, all of them held out, read now or before.
+
+    Raises:
+        UserError: a source is wrong, there is no text, or too many lines are bad.
+    """
+    evaluation = parse_sources(data.eval, "data.eval", data.parse_special_tokens)
+    return _selected(data, [], evaluation, [], stores, work_dir, report)
+
+
+def _selected(
     data: DataConfig,
     train: list[Source],
     evaluation: list[Source],
-    cleaner: Cleaner,
-    rejected: RejectedLines,
-    meter: "Meter",
-) -> tuple[Sides, Int64[np.ndarray, " documents"]]:
-    """The side of each document, and its UTF-8 bytes."""
-    sizes: list[int] = []
+    options: list[Any],
+    stores: Path,
+    work_dir: Path,
+    report: Report,
+) -> SplitDocuments:
+    """What is remembered of the documents of these sources; else they are read now.
 
-    def documents(sources: list[Source], field: str, names: str) -> Iterator[Document]:
-        before = len(sizes)
-        for document in read_documents(sources, cleaner, data.max_bad_fraction, rejected):
-            sizes.append(len(document.text.encode()))
-            meter.add(sizes[-1])
+    `options` are what the selection depends on beside sources and cleaning.
+    """
+    fingerprint = fingerprint_of(
+        [(source.name, source.fingerprint(), source.marked) for source in train],
+        [(source.name, source.fingerprint(), source.marked) for source in evaluation],
+        (options, data.max_bad_fraction, dataclasses.asdict(data.cleaning)),
+        (SPLIT_VERSION, CLEANING_VERSION),
+    )
+    folder = stores / fingerprint
+    sources = (*evaluation, *train)
+    try:
+        counts = json.loads((folder / _DOCUMENTS_FILE).read_text())
+        sides, digests = np.load(folder / _SIDES_FILE), np.load(folder / _DIGESTS_FILE)
+        split = SplitDocuments(
+            fingerprint, sources, len(evaluation), data.cleaning, sides, digests, **counts
+        )
+        if (folder / REJECTED_FILE).exists() and not (work_dir / REJECTED_FILE).exists():
+            work_dir.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / REJECTED_FILE, work_dir / REJECTED_FILE)
+        return split
+    except (OSError, EOFError, ValueError, TypeError):  # not made yet, or damaged
+        pass
+    with RejectedLines(work_dir / REJECTED_FILE) as rejected:
+        meter = Meter("read", 0, report)
+        reader = _Reader(data, rejected, meter)
+        sides = reader.sides(train, evaluation)
+        meter.finish()
+    sizes, digests = np.array(reader.sizes, np.int64), np.array(reader.digests, np.uint32)
+    counts = {
+        "train_bytes": int(sizes[sides == TRAIN].sum()),
+        "eval_bytes": int(sizes[sides == HELD_OUT].sum()),
+        "bad_lines": rejected.bad,
+        "cleaned": dict(reader.cleaner.counts),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if rejected.bad:
+        shutil.copyfile(rejected.path, folder / REJECTED_FILE)
+    np.save(folder / _SIDES_FILE, sides)
+    np.save(folder / _DIGESTS_FILE, digests)
+    write_json(folder / _DOCUMENTS_FILE, counts)  # last: it says that the rest is whole
+    return SplitDocuments(
+        fingerprint, sources, len(evaluation), data.cleaning, sides, digests, **counts
+    )
+
+
+class _Reader:
+    """Reads sources for the first time, and keeps size and digest of each document."""
+
+    def __init__(self, data: DataConfig, rejected: RejectedLines, meter: "Meter"):
+        self.cleaner = Cleaner(data.cleaning)
+        self.sizes = array.array("q")
+        self.digests = array.array("L")
+        self._data, self._rejected, self._meter = data, rejected, meter
+
+    def sides(self, train: list[Source], evaluation: list[Source]) -> Sides:
+        """The side of each document, held-out sources first."""
+        data, counts = self._data, self.cleaner.counts
+        if not evaluation:
+            documents = self._documents(train, "data.train", data.train)
+            return divide(documents, data.eval_fraction, data.cleaning, counts)
+        held_out = self._documents(evaluation, "data.eval", data.eval)
+        if not train:
+            return np.full(sum(1 for _ in held_out), HELD_OUT, np.uint8)
+        training = self._documents(train, "data.train", data.train)
+        return keep_apart(held_out, training, data.cleaning, counts)
+
+    def _documents(self, sources: list[Source], field: str, names: str) -> Iterator[Document]:
+        before, limit = len(self.sizes), self._data.max_bad_fraction
+        for document in read_documents(sources, self.cleaner, limit, self._rejected):
+            self.sizes.append(len(document.text.encode()))
+            self.digests.append(_short_digest(document))
+            self._meter.add(self.sizes[-1])
             yield document
-        if len(sizes) == before:
+        if len(self.sizes) == before:
             raise UserError(f"config.{field}: there is no text in {names}.")
 
-    training = documents(train, "data.train", data.train)
-    if evaluation:
-        held_out = documents(evaluation, "data.eval", data.eval)
-        sides = keep_apart(held_out, training, data.cleaning, cleaner.counts)
-    else:
-        sides = divide(training, data.eval_fraction, data.cleaning, cleaner.counts)
-    return sides, np.array(sizes, np.int64)
+
+def _short_digest(document: Document) -> int:
+    return int.from_bytes(document.digest[:4], "big")
 
 
 def parse_sources(spec: str, field: str, parse_special_tokens: bool) -> list[Source]:

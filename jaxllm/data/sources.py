@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -21,6 +21,8 @@ TFDS_PREFIX = "tfds:"
 _BLOCK_BYTES = 1 << 20
 _LOCAL_BLOCKS = 64
 _REMOTE_BLOCKS = 4  # each is a request
+_BUDGET = 1 << 30  # bytes of all files of a source together: seconds
+_SMALLEST_SHARE = 1 << 16  # of one file, however many there are
 
 
 def make_source(entry: str, field: str, parse_special_tokens: bool) -> Source:
@@ -69,7 +71,7 @@ class FileSource:
             try:
                 file_system, path = _file_system(file)
                 with file_system.open(path, "rb") as stream:
-                    for record in read_records(stream, file):
+                    for record in read_records(stream, file, self.marked):
                         line = record.line
                         yield record
             except _read_errors(file) as error:
@@ -80,16 +82,18 @@ class FileSource:
                 ) from error
 
 
-def fingerprint_of_files(files: Iterable[str]) -> str:
+def fingerprint_of_files(files: Sequence[str]) -> str:
     """Hash of each file's name, size and content.
 
-    Of a file over 64 MiB (a remote one: 4 MiB), as many blocks of a megabyte are read, spread
-    evenly over it: a change of the same size that falls between them is not seen.
+    Of all files together about a gibibyte is read, and of one at most 64 MiB (a remote one: 4
+    MiB) in blocks spread evenly over it: a change of the same size that falls between them is not
+    seen here.
 
     Raises:
         UserError: a file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
+    share = max(_SMALLEST_SHARE, _BUDGET // max(1, len(files)))
     for file in files:
         try:
             file_system, path = _file_system(file)
@@ -98,7 +102,7 @@ def fingerprint_of_files(files: Iterable[str]) -> str:
                 raise OSError("its server does not tell its size: download it first")
             digest.update(json.dumps([posixpath.basename(file), size]).encode())
             blocks = _REMOTE_BLOCKS if _is_remote(file) else _LOCAL_BLOCKS
-            for start, end in _sampled_blocks(size, blocks):
+            for start, end in _sampled_blocks(size, blocks, share):
                 digest.update(file_system.cat_file(path, start=start, end=end))
         except _read_errors(file) as error:
             raise UserError(f"{file}: cannot be read: {one_line(error)}.") from error
@@ -171,9 +175,12 @@ def _read_errors(file: str) -> tuple[type[Exception], ...]:
     return (Exception,) if _is_remote(file) else UNREADABLE
 
 
-def _sampled_blocks(size: int, count: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of up to `count` blocks of a file: all of it, or spread evenly over it."""
+def _sampled_blocks(size: int, count: int, share: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of up to `count` blocks of a file, of `share` bytes together at the most: all
+    of it, or spread evenly over it."""
+    count = max(1, min(count, share // _BLOCK_BYTES))
+    length = min(_BLOCK_BYTES, share)
     for block in range(count):
-        start = max(block * _BLOCK_BYTES, block * size // count)
+        start = max(block * length, block * size // count)
         if start < size:
-            yield start, min(size, start + _BLOCK_BYTES)
+            yield start, min(size, start + length)

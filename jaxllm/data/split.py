@@ -37,8 +37,9 @@ def divide(
     """Leaves out duplicates, and holds out a share of the rest.
 
     Documents of one group, and near-identical documents with all of their groups, form one
-    cluster. A cluster's side follows from the hash of its least group name alone, so it does not
-    depend on what else there is or in which order. At least one cluster lies on each side.
+    cluster; without `cleaning.near_duplicates` nothing is compared, and groups are clusters. A
+    cluster's side follows from the hash of its least group name alone, so it does not depend on
+    the order, nor on what else there is unless that joins it. At least one lies on each side.
 
     Args:
         documents: read once, as a stream; only signatures are kept.
@@ -49,7 +50,7 @@ def divide(
     Raises:
         UserError: all documents form one cluster, which cannot be divided.
     """
-    seen = _Seen(cleaning, counts, compare=True)
+    seen = _Seen(cleaning, counts)
     clusters = _Clusters()
     groups: list[str | None] = []
     for document in documents:
@@ -84,9 +85,9 @@ def keep_apart(
 
     Left out is what repeats an earlier training document, counted as `exact_duplicates` and
     `near_duplicates`, or a held-out one, counted as `held_out_duplicates`: what is measured must
-    not have been trained on.
+    not have been trained on, even where `cleaning` allows copies.
     """
-    seen = _Seen(cleaning, counts, compare=cleaning.near_duplicates > 0)
+    seen = _Seen(cleaning, counts)
     sides = []
     for document in held_out:
         seen.put_held_out(document)
@@ -99,13 +100,9 @@ def keep_apart(
 class _Seen:
     """Documents kept so far, found again by equal and by similar ones."""
 
-    def __init__(
-        self, cleaning: CleaningConfig, counts: collections.Counter[str], compare: bool
-    ) -> None:
-        """`compare`: whether similarity matters, or only equality, which is far cheaper."""
-        self._compare = compare
+    def __init__(self, cleaning: CleaningConfig, counts: collections.Counter[str]) -> None:
         self._exact = cleaning.exact_duplicates
-        self._near = cleaning.near_duplicates or 2.0  # no similarity reaches it
+        self._near = cleaning.near_duplicates
         self._counts = counts
         self._digests: dict[bytes, bool] = {}
         self._similar = NearDuplicates()
@@ -116,17 +113,17 @@ class _Seen:
         self._digests[document.digest] = True
         name = document.digest.hex()  # held-out documents are no group that training joins
         self._held_out.add(name)
-        if self._compare:
+        if self._near:
             self._similar.add(self._similar.signature(document.text), name)
 
     def relatives(self, document: Document) -> set[str] | None:
         """Groups of near-identical documents kept before; None if it is left out as a duplicate."""
-        if self._exact and document.digest in self._digests:
-            held_out = self._digests[document.digest]
+        held_out = self._digests.get(document.digest)
+        if held_out or (self._exact and held_out is not None):
             self._counts["held_out_duplicates" if held_out else "exact_duplicates"] += 1
             return None
         self._digests.setdefault(document.digest, False)
-        if not self._compare:
+        if not self._near:
             return set()
         signature = self._similar.signature(document.text)
         similar = self._similar.similar(signature)

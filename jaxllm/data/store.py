@@ -9,6 +9,7 @@ A store is a folder:
 A document is `bos`, its tokens, `eos`. Shards end at a document.
 """
 
+import array
 import dataclasses
 import json
 import os
@@ -16,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Int64, UInt16, UInt32
@@ -189,7 +191,10 @@ def _encoded(
 
 
 class _ShardWriter:
-    """Cuts a stream of documents into shards; where it cuts depends on the documents alone."""
+    """Cuts a stream of documents into shards; where it cuts depends on the documents alone.
+
+    Tokens are on disk as soon as they are added; kept are the places of documents, 8 bytes each.
+    """
 
     def __init__(self, directory: Path, dtype: np.dtype, tokens_per_shard: int):
         directory.mkdir(parents=True)
@@ -197,24 +202,24 @@ class _ShardWriter:
         self._directory = directory
         self._dtype = dtype
         self._tokens_per_shard = tokens_per_shard
-        self._start_shard()
-
-    def _start_shard(self) -> None:
-        self._documents: list[Tokens] = []
-        self._tokens = 0
+        self._file: IO[bytes] | None = None
+        self._offsets = array.array("q", [0])
         self._bytes = 0
 
     def add(self, document: Tokens, num_bytes: int) -> None:
-        self._documents.append(document)
-        self._tokens += len(document)
+        if self._file is None:
+            self._file = (self._directory / f"tokens_{len(self._shards):05d}.npy").open("w+b")
+            self._write_header(self._file, 0)
+        self._file.write(document.tobytes())
+        self._offsets.append(self._offsets[-1] + len(document))
         self._bytes += num_bytes
-        if self._tokens >= self._tokens_per_shard:
-            self._write_shard()
+        if self._offsets[-1] >= self._tokens_per_shard:
+            self._finish_shard(self._file)
 
     def finish(self, fingerprint: str, vocab_size: int) -> None:
-        """Writes the shard under way, and last the manifest, which says that all is there."""
-        if self._documents:
-            self._write_shard()
+        """Finishes the shard under way, and writes last the manifest, which says all is there."""
+        if self._file is not None:
+            self._finish_shard(self._file)
         manifest = {
             "format_version": FORMAT_VERSION,
             "fingerprint": fingerprint,
@@ -224,11 +229,18 @@ class _ShardWriter:
         }
         (self._directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
-    def _write_shard(self) -> None:
-        number = len(self._shards)
-        offsets = np.zeros(len(self._documents) + 1, np.int64)
-        np.cumsum([len(document) for document in self._documents], out=offsets[1:])
-        np.save(self._directory / f"tokens_{number:05d}.npy", np.concatenate(self._documents))
-        np.save(self._directory / f"offsets_{number:05d}.npy", offsets)
-        self._shards.append(ShardCounts(self._tokens, len(self._documents), self._bytes))
-        self._start_shard()
+    def _finish_shard(self, file: IO[bytes]) -> None:
+        offsets = np.array(self._offsets, np.int64)
+        file.seek(0)
+        self._write_header(file, int(offsets[-1]))
+        file.close()
+        np.save(self._directory / f"offsets_{len(self._shards):05d}.npy", offsets)
+        counts = ShardCounts(int(offsets[-1]), len(offsets) - 1, self._bytes)
+        self._shards.append(counts)
+        self._file, self._offsets, self._bytes = None, array.array("q", [0]), 0
+
+    def _write_header(self, file: IO[bytes], tokens: int) -> None:
+        # A header leaves room for any length, so that it can be written over.
+        layout = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": layout, "fortran_order": False, "shape": (tokens,)}
+        np.lib.format.write_array_header_1_0(file, header)

@@ -6,17 +6,19 @@ never have the same prompt; the numbers of a level come in a pseudo-random order
 distinct and reproducible, as many as there are can be asked for, and nothing is remembered.
 """
 
+import bisect
 import dataclasses
 import functools
-import hashlib
 import itertools
 import random
 import string
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from jaxllm.data.permutation import Permutation
+
 TASKS_VERSION = 1
-"""Changes when the same task, size and seed give other records."""
+"""Changes when the same task, part and seed give other records."""
 
 Fields = dict[str, Any]
 
@@ -53,7 +55,7 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A generated source without its size and seed."""
+    """A generated source without its part and seed."""
 
     name: str
     levels: tuple[Level, ...]
@@ -63,35 +65,28 @@ class Task:
         """How many distinct records there are."""
         return sum(level.count for level in self.levels)
 
-    def records(self, size: int, seed: int) -> Iterator[Fields]:
-        """The first `size` records: one of each level in turn, while it has any left."""
-        return itertools.islice(self._records(seed), size)
+    def records(self, part: range, seed: int) -> Iterator[Fields]:
+        """The records of `part`: in the order of `seed`, one of each level in turn while it has
+        any left. Parts that do not overlap share no prompt.
+        """
+        turns = range(max(level.count for level in self.levels) + 1)
+        turn = bisect.bisect_right(turns, part.start, key=self._before) - 1
+        first = part.start - self._before(turn)
+        return itertools.islice(self._from_turn(turn, seed), first, first + len(part))
 
-    def _records(self, seed: int) -> Iterator[Fields]:
-        for turn in range(max(level.count for level in self.levels)):
-            for number, level in enumerate(self.levels):
+    def _before(self, turn: int) -> int:
+        """How many records the turns before this one have."""
+        return sum(min(level.count, turn) for level in self.levels)
+
+    def _from_turn(self, start: int, seed: int) -> Iterator[Fields]:
+        keys = [f"{self.name} {seed} {number}" for number in range(len(self.levels))]
+        orders = [
+            Permutation(level.count, key) for level, key in zip(self.levels, keys, strict=True)
+        ]
+        for turn in range(start, max(level.count for level in self.levels)):
+            for level, key, order in zip(self.levels, keys, orders, strict=True):
                 if turn < level.count:
-                    key = f"{self.name} {seed} {number}"
-                    yield level.make(Draw(permuted(turn, level.count, key), f"{key} {turn}"))
-
-
-def permuted(index: int, count: int, key: str) -> int:
-    """Where a pseudo-random permutation of `0 … count - 1`, chosen by `key`, takes `index`.
-
-    A Feistel network of four rounds over the next larger even number of bits, applied until the
-    result is in range: "cycle walking" (Black and Rogaway 2002, "Ciphers with arbitrary finite
-    domains").
-    """
-    half = ((count - 1).bit_length() + 1) // 2
-    while True:
-        left, right = index >> half, index & ((1 << half) - 1)
-        for stage in range(4):
-            digest = hashlib.blake2b(f"{key} {stage} {right}".encode()).digest()
-            mixed = int.from_bytes(digest, "big") & ((1 << half) - 1)
-            left, right = right, left ^ mixed
-        index = left << half | right
-        if index < count:
-            return index
+                    yield level.make(Draw(order(turn), f"{key} {turn}"))
 
 
 def _arithmetic(draw: Draw, operation: str, first: int, second: int) -> Fields:
@@ -134,8 +129,15 @@ def _countdown(draw: Draw, length: int) -> Fields:
     listed = ", ".join(map(str, numbers[:-1]))
     prompt = f"Make {target} from {listed} and {numbers[-1]}, each used at most once, with + - * /."
     solution = solution.removeprefix("(").removesuffix(")")
-    fields = _fields(prompt, solution, answer=str(target))
-    return fields | {"numbers": numbers, "target": target, "solution": solution}
+    # No `answer`: the target stands in the prompt, so to copy it would be right.
+    return {
+        "text": f"{prompt}\n{solution}",
+        "prompt": prompt,
+        "response": solution,
+        "numbers": numbers,
+        "target": target,
+        "solution": solution,
+    }
 
 
 def _combined(draw: Draw, one: tuple[int, str], other: tuple[int, str]) -> tuple[int, str]:

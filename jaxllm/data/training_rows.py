@@ -1,13 +1,14 @@
 """The rows that training draws: each source's documents packed, and all of them mixed."""
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Float64
 
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus
-from jaxllm.data.mixture import Mixture, mix
+from jaxllm.data.mixture import Mixture, mix, rows_in_epochs
 from jaxllm.data.packing import packed_rows
 from jaxllm.data.rows import TokenRows
 from jaxllm.errors import UserError
@@ -71,6 +72,13 @@ def training_rows(data: DataConfig, corpus: Corpus, seed: int, count: int) -> Tr
                 f"config.data.train: {entry.name}: gives {store.num_tokens:,} tokens, less than a "
                 f"row of config.data.seq_len={data.seq_len}; give more text, lower seq_len, or "
                 "set config.data.packing=none."
+            )
+    for entry, rows in zip(corpus.entries, sources, strict=True):
+        limit = min(entry.max_epochs, data.max_epochs or math.inf)
+        if not rows_in_epochs(len(rows), limit):
+            raise UserError(
+                f"config.data.train: {entry.name}: {limit:g} epochs of its {len(rows):,} rows are "
+                "less than a row; raise its number of epochs, or leave it out."
             )
     mixture = mix(sources, corpus.entries, seed, data.temperature, data.max_epochs)
     if len(mixture) < count:

@@ -56,7 +56,7 @@ def reference_scores(
     of `train_text`, as much as xz can look back to with the whole of `eval_text` read.
 
     Kneser-Ney counts the last `ngrams.MAX_TRAIN_TOKENS` of the training tokens, the other n-grams
-    all of them; it takes about a second a million tokens, and 2 GB of memory at the most.
+    all of them; it takes about a second a million tokens, and 3 GB of memory at the most.
 
     Args:
         train_text, eval_text: UTF-8 bytes of the documents, without separators between them.

@@ -3,6 +3,7 @@
 import sys
 
 from jaxllm.data.corpus import Corpus
+from jaxllm.data.selection import SplitDocuments
 from jaxllm.data.training_rows import TrainingRows
 from jaxllm.evaluation.loss import predicted_tokens
 from jaxllm.reporting import quantities
@@ -10,17 +11,21 @@ from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.tables import print_table
 
 
-def data_scores(corpus: Corpus) -> dict[str, float]:
-    """Counts of documents, bytes and tokens, and what cleaning did, by the names of a summary."""
-    split = corpus.split
+def reading_scores(split: SplitDocuments) -> dict[str, float]:
+    """What was set aside in reading and what cleaning did, by the names of a summary."""
     cleaned = {f"data/cleaning/{name}": float(count) for name, count in split.cleaned.items()}
-    return cleaned | {
+    return {"data/bad_lines": float(split.bad_lines)} | cleaned
+
+
+def data_scores(corpus: Corpus) -> dict[str, float]:
+    """Counts of documents, bytes and tokens, and of what was left out."""
+    split = corpus.split
+    return reading_scores(split) | {
         "data/train_documents": float(sum(store.num_documents for store in corpus.train)),
         "data/train_bytes": float(split.train_bytes),
         "data/train_tokens": float(sum(store.num_tokens for store in corpus.train)),
         "data/eval_documents": float(corpus.eval.num_documents),
         "data/eval_bytes": float(split.eval_bytes),
-        "data/bad_lines": float(split.bad_lines),
         "eval/bytes": float(split.eval_bytes),
         "eval/tokens": float(predicted_tokens(corpus.eval)),
     }

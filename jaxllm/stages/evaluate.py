@@ -20,6 +20,7 @@ from jaxllm.objectives.next_token import NextTokenConfig, next_token
 from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.tables import print_summary
 from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from jaxllm.stages.data_scores import reading_scores
 from jaxllm.tokenizers.config import TokenizerConfig
 
 
@@ -78,11 +79,13 @@ def run(config: EvaluateConfig, workdir: Path | None) -> None:
         if config.data.eval:
             given = dataclasses.asdict(config.data) | {"seq_len": data.seq_len}
             data = dataclasses.replace(data, **given)
-            store = prepare_text(data, loaded.tokenizer, workdir or Path(scratch), phases)
+            folder = workdir or Path(scratch)
+            store, split = prepare_text(data, loaded.tokenizer, folder, phases)
         else:
             tokenizer = TokenizerConfig(path=str(source.tokenizer))
-            store = prepare_corpus(data, tokenizer, source.path, phases, source.data()).eval
-        scores = _scores(config, loaded, store, data)
+            corpus = prepare_corpus(data, tokenizer, source.path, phases, source.data())
+            store, split = corpus.eval, corpus.split
+        scores = _scores(config, loaded, store, data) | reading_scores(split)
     if directory is not None:
         directory.begin(dataclasses.asdict(config))
         directory.write_summary(scores)

@@ -1,10 +1,10 @@
 """The `pretrain` stage: text in, trained decoder out."""
 
-import collections
 import dataclasses
+import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from jaxllm.data.batches import BatchSource, EvalBatches
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, prepare_corpus
 from jaxllm.data.packing import packed_rows
-from jaxllm.data.store import TOKENS_PER_SHARD, TokenStore
+from jaxllm.data.store import TokenStore
 from jaxllm.data.training_rows import TrainingRows, training_rows
 from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator, text_scores
+from jaxllm.evaluation.ngrams import MAX_TRAIN_TOKENS
 from jaxllm.evaluation.references import reference_scores
 from jaxllm.inference.generate import generate_text
 from jaxllm.models.config import ModelConfig, TransformerConfig
@@ -43,7 +44,7 @@ from jaxllm.stages.fit import check_batch, fit, is_finished
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.training.state import TrainState
 
-# xz takes a second for 2 MB: beyond this, classical references are left out.
+# xz takes a second for 2 MB, and looks back this far.
 _REFERENCE_BYTES = 64 * 2**20
 _SAMPLES = 2
 
@@ -153,7 +154,7 @@ def _train(
         source.close()
     tokens_per_step = config.batch_size * config.data.seq_len
     return (
-        evaluation.scores(state, frozen)
+        evaluation.final_scores(state, frozen)
         | measured
         | {
             "model/parameters": float(trees.size(shapes)),
@@ -180,13 +181,22 @@ class _Evaluation:
         self._rows = packed_rows(corpus.eval, data.packing, data.seq_len, data.document_mask)
         self._sharding = batch_sharding(mesh)
         self._evaluate = LossEvaluator(objective)
+        self._latest: dict[int, dict[str, float]] = {}
 
     def __call__(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]:
-        scores = self.scores(state, frozen, self._config.eval.max_batches)
+        scores = self._scores(state, frozen, self._config.eval.max_batches)
+        self._latest = {step: scores}
         self._write_samples(step, trees.merge(state.params, frozen))
         return scores
 
-    def scores(self, state: TrainState, frozen: Params, max_batches: int = 0) -> dict[str, float]:
+    def final_scores(self, state: TrainState, frozen: Params) -> dict[str, float]:
+        """Scores on all held-out text."""
+        step = int(state.step)
+        if step in self._latest and not self._config.eval.max_batches:
+            return self._latest[step]  # the loop has evaluated its last step
+        return self._scores(state, frozen)
+
+    def _scores(self, state: TrainState, frozen: Params, max_batches: int = 0) -> dict[str, float]:
         """Scores on all held-out text, or on some batches spread over it."""
         config = self._config
         rows = config.batch_size // config.micro_batches  # as many as training holds at once
@@ -225,40 +235,31 @@ def _affordable(corpus: Corpus) -> bool:
 
 
 def _references(corpus: Corpus) -> dict[str, float]:
-    """What classical methods reach on the same held-out text, from the end of the training text."""
+    """What classical methods reach on the same held-out text; of much training text, as many
+    documents as they can take, spread evenly over all of it."""
+    stride = -(-corpus.split.train_bytes // _REFERENCE_BYTES)
     return reference_scores(
-        _tail(corpus.train_texts()),
+        "".join(itertools.islice(corpus.train_texts(), 0, None, stride)).encode(),
         "".join(corpus.eval_texts()).encode(),
-        _last_tokens(corpus.train),
-        _last_tokens([corpus.eval]),
+        _sampled_tokens(corpus.train, MAX_TRAIN_TOKENS),
+        _sampled_tokens([corpus.eval], corpus.eval.num_tokens),
         corpus.tokenizer.vocab_size + 1,
         ignore=corpus.tokenizer.vocab_size,
     )
 
 
-def _tail(texts: Iterable[str]) -> bytes:
-    """The last bytes of the texts, as many as a reference looks at."""
-    kept: collections.deque[bytes] = collections.deque()
-    size = 0
-    for text in texts:
-        kept.append(text.encode())
-        size += len(kept[-1])
-        while size - len(kept[0]) > _REFERENCE_BYTES:
-            size -= len(kept.popleft())
-    return b"".join(kept)
-
-
-def _last_tokens(stores: Sequence[TokenStore]) -> np.ndarray:
-    """The last shards of the stores, as much as a reference looks at.
+def _sampled_tokens(stores: Sequence[TokenStore], limit: int) -> np.ndarray:
+    """The tokens of every so-many-th document, `limit` or somewhat fewer.
 
     The token that opens a document, which nobody has to predict, becomes an id of its own, the
     size of the vocabulary: in some vocabularies it is the one that closes documents too.
     """
-    kept: list[np.ndarray] = []
-    for store in reversed(stores):
-        for shard in reversed(range(len(store.shards))):
-            if sum(map(len, kept)) < TOKENS_PER_SHARD:
-                tokens = store.tokens(shard).astype(np.uint32)
-                tokens[store.offsets(shard)[:-1]] = store.vocab_size
-                kept.append(tokens)
-    return np.concatenate(kept[::-1])
+    stride = -(-sum(store.num_tokens for store in stores) // limit)
+    kept = []
+    for store in stores:
+        for shard in range(len(store.shards)):
+            tokens, offsets = store.tokens(shard).astype(np.uint32), store.offsets(shard)
+            tokens[offsets[:-1]] = store.vocab_size
+            taken = np.arange(len(offsets) - 1) % stride == 0
+            kept.append(tokens[np.repeat(taken, np.diff(offsets))] if stride > 1 else tokens)
+    return np.concatenate(kept)

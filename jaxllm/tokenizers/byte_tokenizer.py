@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,37 +11,79 @@ import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers
 
 from jaxllm.files import write_atomically
-from jaxllm.tokenizers.interface import HF_FILE, SpecialIds, Tokenizer, write_config
-from jaxllm.tokenizers.special_tokens import BOS, EOS, PAD, SPECIAL_TOKENS, UNK
+from jaxllm.tokenizers.interface import HF_FILE, Tokenizer, check_unicode, write_config
+from jaxllm.tokenizers.special_ids import Vocabulary, choose_special_ids
+from jaxllm.tokenizers.special_tokens import SPECIAL_TOKENS
 
 KIND_KEY = "jaxllm_kind"
 """Entry of `tokenizer_config.json` by which a saved one is known again."""
-_SPECIAL = re.compile("|".join(map(re.escape, sorted(SPECIAL_TOKENS, key=len, reverse=True))))
 
 
 class ByteTokenizer(Tokenizer):
     """The special tokens, and after them one id for each of the 256 bytes, in order."""
 
-    def __init__(self) -> None:
-        self.vocab_size = len(SPECIAL_TOKENS) + 256
-        bos, eos, pad, unk = (SPECIAL_TOKENS.index(token) for token in (BOS, EOS, PAD, UNK))
-        self._set_special_ids(SpecialIds(bos, eos, pad, unk))
-        identity = json.dumps(["bytes", SPECIAL_TOKENS])
+    def __init__(
+        self,
+        special_tokens: Sequence[str] = SPECIAL_TOKENS,
+        asked: Mapping[str, str] | None = None,
+        declared: Mapping[str, str] | None = None,
+    ):
+        """Builds the tokenizer whose ids begin with `special_tokens`.
+
+        Args:
+            special_tokens: those of today, or those that a saved tokenizer was made with.
+            asked: special tokens that the configuration names (`choose_special_ids`).
+            declared: special tokens that files beside it name.
+
+        Raises:
+            SpecialTokenError: a token that `asked` or `declared` name is not a special one.
+        """
+        self._special = tuple(special_tokens)
+        self._ids = {token: index for index, token in enumerate(self._special)}
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._splitter = re.compile("|".join(map(re.escape, longest_first)))
+        self.vocab_size = len(self._special) + 256
+        vocabulary = Vocabulary(self._ids.get, self._special, never_unknown=True)
+        special_ids = choose_special_ids(vocabulary, asked or {}, declared or {})
+        self._set_special_ids(special_ids)
+        identity = f"{special_ids}\n{json.dumps(['bytes', self._special])}"
         self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
+    @classmethod
+    def from_definition(
+        cls, definition: str, asked: Mapping[str, str], declared: Mapping[str, str]
+    ) -> "ByteTokenizer":
+        """The tokenizer that `save` wrote as `definition`, with the special tokens it had then.
+
+        Raises:
+            ValueError: `definition` is not one that `save` writes.
+            SpecialTokenError: as the constructor.
+        """
+        try:
+            content = json.loads(definition)
+            special_tokens = [token["content"] for token in content["added_tokens"]]
+            found = content["model"]["vocab"], content["model"]["merges"]
+            vocabulary = _vocabulary(special_tokens)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it is no tokenizer of bytes ({error!r})") from None
+        if found != (vocabulary, []) or len(vocabulary) != len(special_tokens) + 256:
+            raise ValueError("it is no tokenizer of bytes (its vocabulary is another)")
+        return cls(special_tokens, asked, declared)
+
     def encode(self, text: str, parse_special_tokens: bool = False) -> list[int]:
+        check_unicode([text])
         if not parse_special_tokens:
             return self._bytes(text)
         ids, end = [], 0
-        for match in _SPECIAL.finditer(text):
+        for match in self._splitter.finditer(text):
             ids += self._bytes(text[end : match.start()])
-            ids.append(SPECIAL_TOKENS.index(match[0]))
+            ids.append(self._ids[match[0]])
             end = match.end()
         return ids + self._bytes(text[end:])
 
     def _bytes(self, text: str) -> list[int]:
         values = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-        return (values + len(SPECIAL_TOKENS)).tolist()
+        return (values + len(self._special)).tolist()
 
     def encode_batch(
         self, texts: Sequence[str], parse_special_tokens: bool = False, workers: int = 0
@@ -50,20 +92,20 @@ class ByteTokenizer(Tokenizer):
         return [self.encode(text, parse_special_tokens) for text in texts]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        first = len(SPECIAL_TOKENS)
+        first = len(self._special)
         text = bytearray()
         for index in ids:
             if first <= index < self.vocab_size:
                 text.append(index - first)
             elif 0 <= index < first and not skip_special_tokens:
-                text += SPECIAL_TOKENS[index].encode()
+                text += self._special[index].encode()
         return text.decode(errors="replace")
 
     def save(self, directory: str | Path) -> None:
         directory = Path(directory)
-        tokens = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
-        write_config(directory, tokens | {KIND_KEY: "bytes"})
-        write_atomically(directory / HF_FILE, _byte_level().to_str(pretty=True))
+        write_config(directory, self._named_tokens(self._special.__getitem__) | {KIND_KEY: "bytes"})
+        definition = _byte_level(self._special).to_str(pretty=True)
+        write_atomically(directory / HF_FILE, definition)
 
 
 def byte_characters() -> list[str]:
@@ -77,11 +119,14 @@ def byte_characters() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def _byte_level() -> hf.Tokenizer:
+def _vocabulary(special_tokens: Sequence[str]) -> dict[str, int]:
+    return {token: i for i, token in enumerate([*special_tokens, *byte_characters()])}
+
+
+def _byte_level(special_tokens: Sequence[str]) -> hf.Tokenizer:
     """The same tokenizer for Hugging Face's library: byte-pair encoding without a merge."""
-    tokens = [*SPECIAL_TOKENS, *byte_characters()]
-    backend = hf.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+    backend = hf.Tokenizer(models.BPE(_vocabulary(special_tokens), []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    backend.add_special_tokens(list(special_tokens))
     return backend

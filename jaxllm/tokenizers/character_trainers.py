@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,6 +19,9 @@ SMALLEST = len(SPECIAL_TOKENS) + 4
 _ALPHABET_SHARE = 0.5  # of the vocabulary at most, so that there is room to learn
 _END_OF_WORD = "</w>"
 _CONTINUED = "##"
+# The library would give a merge that spells a special token, inside of a word, the id of that
+# token, and delete a merged `</w>` when decoding. What is learnt from must not spell them.
+_MARK = re.compile("|".join(map(re.escape, (*SPECIAL_TOKENS, _END_OF_WORD))))
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
@@ -53,6 +57,7 @@ def train_charbpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer
     Words are what stands between white space, of which only one space is given back; characters
     outside the alphabet are unknown.
     """
+    texts = (_MARK.sub(lambda mark: f"{mark[0][:-1]} >", text) for text in texts)
     backend = hf.Tokenizer(models.BPE(unk_token=UNK, end_of_word_suffix=_END_OF_WORD))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.decoder = decoders.BPEDecoder(suffix=_END_OF_WORD)
@@ -90,12 +95,12 @@ def _train(
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         counts = _spool(texts, file)
         room = int(_ALPHABET_SHARE * (vocab_size - len(SPECIAL_TOKENS)))
-        trained = _trained_copy(backend, file, *_alphabet(backend, counts, forms, room), trainer)
+        alphabet, tokens = _alphabet(backend, counts, forms, room)
+        trained = _trained_copy(backend, file, alphabet, tokens, trainer)
         missing = vocab_size - trained.get_vocab_size()
         if missing:  # too little to learn: more characters take what it left
-            room += missing
-            alphabet = _alphabet(backend, counts, forms, room)
-            trained = _trained_copy(backend, file, *alphabet, trainer)
+            alphabet, tokens = _alphabet(backend, counts, forms, len(tokens) + missing)
+            trained = _trained_copy(backend, file, alphabet, tokens, trainer)
     content = json.loads(trained.to_str())
     content["added_tokens"] = content["added_tokens"][: len(SPECIAL_TOKENS)]
     return HuggingFaceTokenizer(json.dumps(content))

@@ -4,6 +4,8 @@ import dataclasses
 
 from jaxllm.tokenizers.trainers import TRAINERS
 
+_LARGEST_VOCABULARY = 2**24  # trainers reserve memory for it, and abort the process if it fails
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
@@ -15,9 +17,9 @@ class TokenizerConfig:
     them. Not used with `path`."""
     vocab_size: int = 8192
     """Number of tokens of a tokenizer that is trained, special tokens included."""
-    train_bytes: int = 2**30
+    train_bytes: int = 2**27
     """UTF-8 bytes of the training text to train on, about; of more text every so-many-th document
-    is taken."""
+    is taken. The SentencePiece kinds need some 25 bytes of memory for each, `unigram` 35."""
     path: str = ""
     """Tokenizer to use as it is: a folder saved here or by Hugging Face, a `tokenizer.json`, a
     SentencePiece `.model`, GPT-2's `vocab.json` and `merges.txt`, or BERT's `vocab.txt`; empty:
@@ -41,3 +43,13 @@ class TokenizerConfig:
         for name in ("vocab_size", "train_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be positive; was {getattr(self, name)}")
+        if self.vocab_size > _LARGEST_VOCABULARY:
+            raise ValueError(
+                f"vocab_size: must be at most {_LARGEST_VOCABULARY}; was {self.vocab_size}"
+            )
+        for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+            if getattr(self, name) and not self.path:
+                raise ValueError(
+                    f"{name}: chooses a token of the tokenizer at path, and path is empty; one "
+                    "that is trained has its own"
+                )

@@ -8,6 +8,7 @@ from typing import Any
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from jaxllm.tokenizers.special_ids import SpecialTokenError
 from jaxllm.tokenizers.special_tokens import is_marker
 
 VOCAB_JSON = "vocab.json"
@@ -53,20 +54,35 @@ def gpt2_definition(folder: Path, settings: Mapping[str, Any], declared: Mapping
     return _with_special_tokens(backend, declared, {left + right for left, right in merges})
 
 
-def bert_definition(file: Path, settings: Mapping[str, Any], declared: Mapping[str, str]) -> str:
+def bert_definition(
+    file: Path,
+    settings: Mapping[str, Any],
+    declared: Mapping[str, str],
+    asked: Mapping[str, str],
+) -> str:
     """The `tokenizer.json` of the word list `file`, whose line numbers are the ids.
 
     Text is lower-cased if `settings`, from `tokenizer_config.json`, say `do_lower_case`; where
     they do not, if no word has a capital.
 
+    Args:
+        file: one token a line.
+        settings: what `tokenizer_config.json` says.
+        declared: special tokens by role.
+        asked: what the configuration says of them, which goes first.
+
     Raises:
-        ValueError: the file is not UTF-8, or holds no unknown token.
+        ValueError: the file is not UTF-8.
+        SpecialTokenError: the unknown token asked for or declared, else `[UNK]`, is missing.
     """
     words = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocabulary = {word.removesuffix("\r"): number for number, word in enumerate(words)}
-    unk = declared.get("unk_token", "[UNK]")
+    unk = asked.get("unk_token") or declared.get("unk_token", "[UNK]")
     if unk not in vocabulary:
-        raise ValueError(f"it is no list of WordPiece tokens: {unk} is missing")
+        raise SpecialTokenError(
+            f"config.tokenizer.unk_token: {unk!r}, for words that cannot be expressed, is not in "
+            "this list of tokens; name the one that is."
+        )
     lowercase = settings.get("do_lower_case")
     if lowercase is None:
         lowercase = all(word == word.lower() for word in vocabulary if not is_marker(word))
@@ -78,7 +94,7 @@ def bert_definition(file: Path, settings: Mapping[str, Any], declared: Mapping[s
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    return _with_special_tokens(backend, declared)
+    return _with_special_tokens(backend, {**declared, "unk_token": unk})
 
 
 def _with_special_tokens(

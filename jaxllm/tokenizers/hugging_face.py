@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers as hf
-from tokenizers import pre_tokenizers
 
 from jaxllm.files import write_atomically
-from jaxllm.tokenizers.interface import HF_FILE, Tokenizer, available_cores, write_config
+from jaxllm.tokenizers.added_tokens import AddedTokens, check_added_tokens
+from jaxllm.tokenizers.byte_tokenizer import byte_characters
+from jaxllm.tokenizers.interface import (
+    HF_FILE,
+    Tokenizer,
+    available_cores,
+    check_unicode,
+    write_config,
+)
 from jaxllm.tokenizers.special_ids import Vocabulary, choose_special_ids
 from jaxllm.tokenizers.special_tokens import is_marker
 
@@ -24,6 +31,7 @@ class HuggingFaceTokenizer(Tokenizer):
         definition: str,
         asked: Mapping[str, str] | None = None,
         declared: Mapping[str, str] | None = None,
+        added: AddedTokens = (),
     ):
         """Builds the tokenizer that `definition`, the text of a `tokenizer.json`, describes.
 
@@ -33,9 +41,10 @@ class HuggingFaceTokenizer(Tokenizer):
             definition: the text of a `tokenizer.json`.
             asked: special tokens that the configuration names (`choose_special_ids`).
             declared: special tokens that files beside it name.
+            added: tokens that files beside it add, the next ids of the vocabulary.
 
         Raises:
-            ValueError: the library cannot read `definition`.
+            ValueError: the library cannot read `definition`, or an added token gets another id.
             SpecialTokenError: the special tokens cannot be told.
         """
         try:
@@ -45,10 +54,12 @@ class HuggingFaceTokenizer(Tokenizer):
                 content["model"]["dropout"] = None
             # Two objects, because the library keeps as state whether special tokens are parsed.
             self._parsing = hf.Tokenizer.from_str(json.dumps(content))
+            content = _with_added_tokens(self._parsing, content, added)
             self._plain = hf.Tokenizer.from_str(json.dumps(_all_marks_special(content)))
         except Exception as error:  # the library raises bare `Exception`
             raise ValueError(str(error)) from None
         self._plain.encode_special_tokens = True
+        check_added_tokens(added, self._parsing.token_to_id)
         vocabulary = self._parsing.get_vocab()
         self.vocab_size = max(vocabulary.values()) + 1  # ids may have gaps
         special = choose_special_ids(
@@ -56,21 +67,24 @@ class HuggingFaceTokenizer(Tokenizer):
                 self._parsing.token_to_id,
                 [token["content"] for token in content["added_tokens"]],
                 _expresses_every_byte(content, vocabulary),
+                _own_unk(content["model"]),
             ),
             asked or {},
-            _own_unk(content["model"]) | dict(declared or {}),
+            declared or {},
         )
         self._set_special_ids(special)
         identity = f"{special}\n{self._parsing.to_str()}"
         self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
     def encode(self, text: str, parse_special_tokens: bool = False) -> list[int]:
+        check_unicode([text])
         backend = self._parsing if parse_special_tokens else self._plain
         return backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(
         self, texts: Sequence[str], parse_special_tokens: bool = False, workers: int = 0
     ) -> list[list[int]]:
+        check_unicode(texts)
         backend = self._parsing if parse_special_tokens else self._plain
 
         # The "fast" variant leaves out character offsets, which nothing here reads.
@@ -85,19 +99,25 @@ class HuggingFaceTokenizer(Tokenizer):
             return [ids for (ids,) in pool.map(encode, ([text] for text in texts))]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return self._parsing.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        known = [index for index in ids if 0 <= index < self.vocab_size]
+        return self._parsing.decode(known, skip_special_tokens=skip_special_tokens)
 
     def save(self, directory: str | Path) -> None:
         directory = Path(directory)
-        unk = None if self.unk_id is None else self._parsing.id_to_token(self.unk_id)
-        tokens = {
-            "bos_token": self._parsing.id_to_token(self.bos_id),
-            "eos_token": self._parsing.id_to_token(self.eos_id),
-            "pad_token": self._parsing.id_to_token(self.pad_id),
-            "unk_token": unk,
-        }
-        write_config(directory, tokens)
+        write_config(directory, self._named_tokens(self._parsing.id_to_token))
         write_atomically(directory / HF_FILE, self._parsing.to_str(pretty=True))
+
+
+def _with_added_tokens(
+    backend: hf.Tokenizer, content: dict[str, Any], added: AddedTokens
+) -> dict[str, Any]:
+    """Adds to `backend` what it lacks, and gives `content`, its definition, as it is then."""
+    known = {token["content"] for token in content["added_tokens"]}
+    lacking = [token for _, token in added if token.content not in known]
+    if not lacking:
+        return content
+    backend.add_tokens(lacking)
+    return json.loads(backend.to_str())
 
 
 def _all_marks_special(content: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +134,7 @@ def _expresses_every_byte(content: dict[str, Any], vocabulary: Mapping[str, int]
     if content["model"].get("byte_fallback"):
         return all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
     byte_level = "ByteLevel" in json.dumps(content["pre_tokenizer"])
-    return byte_level and all(c in vocabulary for c in pre_tokenizers.ByteLevel.alphabet())
+    return byte_level and all(c in vocabulary for c in byte_characters())
 
 
 def _own_unk(model: dict[str, Any]) -> dict[str, str]:

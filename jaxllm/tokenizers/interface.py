@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jaxllm.files import write_json
@@ -48,15 +48,32 @@ class Tokenizer(abc.ABC):
     def _set_special_ids(self, ids: SpecialIds) -> None:
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = ids.bos, ids.eos, ids.pad, ids.unk
 
+    def _named_tokens(self, id_to_token: Callable[[int], str | None]) -> dict[str, str | None]:
+        """The four ids above as `tokenizer_config.json` names them."""
+        return {
+            "bos_token": id_to_token(self.bos_id),
+            "eos_token": id_to_token(self.eos_id),
+            "pad_token": id_to_token(self.pad_id),
+            "unk_token": None if self.unk_id is None else id_to_token(self.unk_id),
+        }
+
     @abc.abstractmethod
     def encode(self, text: str, parse_special_tokens: bool = False) -> list[int]:
-        """Token ids of one text; special tokens written out in it become their ids if asked."""
+        """Token ids of one text; special tokens written out in it become their ids if asked.
+
+        Raises:
+            ValueError: half of a surrogate pair stands alone in the text, which is no Unicode.
+        """
 
     @abc.abstractmethod
     def encode_batch(
         self, texts: Sequence[str], parse_special_tokens: bool = False, workers: int = 0
     ) -> list[list[int]]:
-        """Token ids of each text, on at most `workers` cores (0: all that this process may use)."""
+        """Token ids of each text, on at most `workers` cores (0: all that this process may use).
+
+        Raises:
+            ValueError: as `encode`.
+        """
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -68,6 +85,18 @@ class Tokenizer(abc.ABC):
 
         A reader sees the old tokenizer, none, or the new one, never a mixture.
         """
+
+
+def check_unicode(texts: Iterable[str]) -> None:
+    """Raises a ValueError for the first text that UTF-8 cannot hold; the libraries differ in it."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            raise ValueError(
+                f"not Unicode text (a lone surrogate, U+{code:04X}, at character {error.start})"
+            ) from None
 
 
 def available_cores() -> int:

@@ -1,7 +1,6 @@
 """Tokenizers run by SentencePiece, each kept as one `tokenizer.model`."""
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -11,7 +10,15 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
-from jaxllm.tokenizers.interface import SENTENCEPIECE_FILE, Tokenizer, available_cores, write_config
+from jaxllm.files import write_bytes_atomically
+from jaxllm.tokenizers.added_tokens import AddedTokens, check_added_tokens
+from jaxllm.tokenizers.interface import (
+    SENTENCEPIECE_FILE,
+    Tokenizer,
+    available_cores,
+    check_unicode,
+    write_config,
+)
 from jaxllm.tokenizers.special_ids import ROLES, Vocabulary, choose_special_ids
 from jaxllm.tokenizers.special_tokens import is_marker
 
@@ -23,10 +30,12 @@ _Type = _Model.SentencePiece.Type
 class SentencePieceTokenizer(Tokenizer):
     """A tokenizer run by SentencePiece (Kudo & Richardson, 2018).
 
-    Ids are those of SentencePiece itself, but for two things. Marks among the model's symbols,
-    such as `<start_of_turn>`, are characters unless they are asked for; what stands between them
-    is then encoded as a text of its own. And U+2581, which SentencePiece confuses with a space,
-    is written byte by byte by models that lose nothing else, so that they lose nothing at all.
+    Ids are those of SentencePiece itself, but for three things. Marks among the model's symbols,
+    such as `<start_of_turn>`, are characters unless they are asked for. Control symbols, such as
+    `</s>`, which SentencePiece never reads from text, are read if they are asked for; what stands
+    between them is then encoded as a text of its own. And U+2581, which SentencePiece confuses
+    with a space, is written byte by byte by models that lose nothing else, so that they lose
+    nothing at all.
     """
 
     def __init__(
@@ -34,6 +43,7 @@ class SentencePieceTokenizer(Tokenizer):
         model: bytes,
         asked: Mapping[str, str] | None = None,
         declared: Mapping[str, str] | None = None,
+        added: AddedTokens = (),
     ):
         """Builds the tokenizer of a serialised `ModelProto`.
 
@@ -41,9 +51,10 @@ class SentencePieceTokenizer(Tokenizer):
             model: the content of a `.model` file.
             asked: special tokens that the configuration names (`choose_special_ids`).
             declared: special tokens that files beside it name.
+            added: tokens that files beside it list, which the model itself must hold.
 
         Raises:
-            ValueError: `model` is not a SentencePiece model.
+            ValueError: `model` is not a SentencePiece model, or lacks an added token.
             SpecialTokenError: the special tokens cannot be told.
         """
         proto = _Model()
@@ -59,22 +70,26 @@ class SentencePieceTokenizer(Tokenizer):
         self._hidden = frozenset(
             i for i, p in enumerate(proto.pieces) if p.type in (_Type.CONTROL, _Type.UNKNOWN)
         )
-        marks = {proto.pieces[i].piece: [i] for i in self._hidden}
-        for index, piece in enumerate(proto.pieces):
+        controls = {proto.pieces[i].piece: [i] for i in self._hidden}
+        marks = list(controls)
+        for piece in proto.pieces:
             if piece.type == _Type.USER_DEFINED and is_marker(piece.piece):
-                marks[piece.piece] = [index]
+                marks.append(piece.piece)
                 piece.type = _Type.CONTROL  # never read from text
         self._plain = SentencePieceProcessor(model_proto=proto.SerializeToString())
         exact = _is_exact(proto)
         space_mark = {_SPACE_MARK: self._byte_ids(_SPACE_MARK)} if exact else {}
-        self._given_ids = {False: space_mark, True: space_mark | marks}
+        self._given_ids = {False: space_mark, True: space_mark | controls}
         self._splitters = {parse: _splitter(given) for parse, given in self._given_ids.items()}
 
         ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+        check_added_tokens(added, ids.get)
         special = choose_special_ids(
-            Vocabulary(ids.get, list(marks), proto.trainer_spec.byte_fallback),
+            Vocabulary(
+                ids.get, marks, proto.trainer_spec.byte_fallback, self._own_special_tokens()
+            ),
             asked or {},
-            self._own_special_tokens() | dict(declared or {}),
+            declared or {},
         )
         self._set_special_ids(special)
         identity = str(special).encode() + model
@@ -93,11 +108,13 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(
         self, texts: Sequence[str], parse_special_tokens: bool = False, workers: int = 0
     ) -> list[list[int]]:
+        check_unicode(texts)
+        processor = self._processor if parse_special_tokens else self._plain
         given = self._given_ids[parse_special_tokens]
         splitter = self._splitters[parse_special_tokens]
         parts = [splitter.split(text) if splitter else [text] for text in texts]
         between = [part for text in parts for part in text[::2]]  # the rest has ids of its own
-        encoded = iter(self._plain.encode(between, num_threads=workers or available_cores()))
+        encoded = iter(processor.encode(between, num_threads=workers or available_cores()))
         return [
             [
                 index
@@ -122,17 +139,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     def save(self, directory: str | Path) -> None:
         directory = Path(directory)
-        piece = self._processor.id_to_piece
-        tokens = {
-            "bos_token": piece(self.bos_id),
-            "eos_token": piece(self.eos_id),
-            "pad_token": piece(self.pad_id),
-            "unk_token": None if self.unk_id is None else piece(self.unk_id),
-        }
-        write_config(directory, tokens)
-        unfinished = directory / f".{SENTENCEPIECE_FILE}.{os.getpid()}"
-        unfinished.write_bytes(self._model)
-        os.replace(unfinished, directory / SENTENCEPIECE_FILE)
+        write_config(directory, self._named_tokens(self._processor.id_to_piece))
+        write_bytes_atomically(directory / SENTENCEPIECE_FILE, self._model)
 
 
 def _is_exact(proto: Any) -> bool:

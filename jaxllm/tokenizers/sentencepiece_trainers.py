@@ -20,6 +20,7 @@ from jaxllm.tokenizers.special_tokens import BOS, EOS, PAD, SPECIAL_TOKENS, UNK
 _SENTENCE = re.compile("[^\n\0\u2581\u2585]{1,1000}|\n{1,16}")
 _WORD_BREAK = "\x01"  # stands in no byte-level word
 _TOO_LARGE = re.compile(r"Please set it to a value <= (\d+)")
+_NO_TEXT = re.compile(r"(sentences|required_chars)_\.empty\(\)")  # nothing but its own marks
 _TOO_SMALL = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
 
 
@@ -132,6 +133,8 @@ def _learn(sentences: Iterator[str], vocab_size: int, extra: int, **options: Any
     except RuntimeError as error:
         if found := _TOO_LARGE.search(str(error)):
             raise TooLargeError(int(found[1]) + extra) from None
+        if _NO_TEXT.search(str(error)):
+            raise NoTextError from None
         if found := _TOO_SMALL.search(str(error)):
             raise TooSmallError(int(found[1]) + extra) from None
         raise

@@ -46,6 +46,8 @@ class Vocabulary:
     """Tokens that are special, or look so: the candidates that messages offer."""
     never_unknown: bool
     """Whether every text can be expressed, so that the unknown token is never given."""
+    own: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Tokens by role that the model itself names; some models do so without having them."""
 
 
 def choose_special_ids(
@@ -53,17 +55,18 @@ def choose_special_ids(
 ) -> SpecialIds:
     """The ids of the four roles `bos_token`, `eos_token`, `pad_token` and `unk_token`.
 
-    Each is the token asked for, else the one declared, else the first known name that is in the
-    vocabulary. A missing pad is eos, a missing bos is eos, and a missing unk is None.
+    Each is the token asked for, else the one declared, else the model's own, else the first known
+    name that is in the vocabulary. A missing pad is eos, a missing bos is eos, and a missing unk
+    is None.
 
     Args:
         vocabulary: the tokens to choose from.
         asked: what the configuration says, by role; empty texts ask for nothing.
-        declared: what the tokenizer's own files say, by role.
+        declared: what the files beside the tokenizer say, by role.
 
     Raises:
-        SpecialTokenError: a token asked for is not in the vocabulary; there is no eos; or unk is
-            the same token as bos or eos.
+        SpecialTokenError: a token asked for or declared is not in the vocabulary; there is no eos;
+            or unk is the same token as bos or eos.
     """
     found = {role: _find(role, vocabulary, asked, declared) for role in ROLES}
     eos = found["eos_token"]
@@ -85,16 +88,17 @@ def choose_special_ids(
 def _find(
     role: str, vocabulary: Vocabulary, asked: Mapping[str, str], declared: Mapping[str, str]
 ) -> int | None:
-    name = asked.get(role)
+    name = asked.get(role) or declared.get(role)
     if name:
         index = vocabulary.token_to_id(name)
         if index is None:
+            who = "" if asked.get(role) else ", which the files beside the tokenizer name,"
             raise SpecialTokenError(
-                f"config.tokenizer.{role}: {name!r} is not one token of this vocabulary"
+                f"config.tokenizer.{role}: {name!r}{who} is not one token of this vocabulary"
                 f"{_offer(name, vocabulary)}."
             )
         return index
-    for name in (declared.get(role), *_KNOWN_NAMES[role]):
+    for name in (vocabulary.own.get(role), *_KNOWN_NAMES[role]):
         index = vocabulary.token_to_id(name) if name else None
         if index is not None:
             return index

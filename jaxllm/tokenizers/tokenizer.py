@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxllm.errors import UserError
 from jaxllm.tokenizers import foreign_formats
+from jaxllm.tokenizers.added_tokens import read_added_tokens
 from jaxllm.tokenizers.byte_tokenizer import KIND_KEY, ByteTokenizer
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.hugging_face import HuggingFaceTokenizer
@@ -85,19 +86,20 @@ def _find(path: Path) -> Path:
 def _load(
     file: Path, asked: Mapping[str, str], settings: dict[str, Any], declared: dict[str, str]
 ) -> Tokenizer:
+    if settings.get(KIND_KEY) == "bytes" and file.suffix == ".json":
+        return ByteTokenizer.from_definition(file.read_text(encoding="utf-8"), asked, declared)
+    added = read_added_tokens(file.parent, settings, declared)
     if file.suffix == ".model":
-        return SentencePieceTokenizer(file.read_bytes(), asked, declared)
+        return SentencePieceTokenizer(file.read_bytes(), asked, declared, added)
     if file.name in (foreign_formats.VOCAB_JSON, foreign_formats.MERGES_TXT):
         definition = foreign_formats.gpt2_definition(file.parent, settings, declared)
     elif file.suffix == ".txt":
-        definition = foreign_formats.bert_definition(file, settings, declared)
+        definition = foreign_formats.bert_definition(file, settings, declared, asked)
     elif file.suffix == ".json":
-        if settings.get(KIND_KEY) == "bytes":
-            return ByteTokenizer()
         definition = file.read_text(encoding="utf-8")
     else:
         raise ValueError("the name ends in none of .json, .model and .txt")
-    return HuggingFaceTokenizer(definition, asked, declared)
+    return HuggingFaceTokenizer(definition, asked, declared, added)
 
 
 def _declared(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxllm.tokenizers import character_trainers
-from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer
+from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer, byte_characters
 from jaxllm.tokenizers.character_trainers import train_charbpe, train_wordpiece
 from jaxllm.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxllm.tokenizers.interface import Tokenizer
@@ -16,6 +16,9 @@ from jaxllm.tokenizers.sentencepiece_trainers import (
     train_unigram,
 )
 from jaxllm.tokenizers.special_tokens import SPECIAL_TOKENS
+
+TRAINERS_VERSION = 1
+"""Raised whenever a trainer, or a library it uses, makes another tokenizer of the same text."""
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
@@ -31,7 +34,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=byte_characters(),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer=trainer)
@@ -57,8 +60,11 @@ TRAINERS: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {
 LOSSLESS = frozenset(TRAINERS) - {"wordpiece", "charbpe"}
 """The kinds that give every text back exactly."""
 
+COUNTING_CHARACTERS = frozenset({"sentencepiece_bpe", "sentencepiece_unigram"})
+"""The kinds that also hold most characters of the text, and tell themselves how many they need."""
+
 SMALLEST_VOCABULARY: dict[str, int] = {
     kind: len(SPECIAL_TOKENS) + 256 if kind in LOSSLESS else character_trainers.SMALLEST
     for kind in TRAINERS
 }
-"""What each kind's vocabulary holds before it has learnt anything."""
+"""What each kind's vocabulary holds before it has learnt anything of the text."""

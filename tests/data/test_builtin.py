@@ -42,19 +42,35 @@ def test_every_source_yields_numbered_records_under_its_entry(name):
 
 @pytest.mark.parametrize(
     ("entry", "size"),
-    [("builtin:sorting", 10_000), ("builtin:sorting:7", 7), ("builtin:sorting:2k:3", 2000)],
+    [
+        ("builtin:sorting", 10_000),
+        ("builtin:sorting:7", 7),
+        ("builtin:sorting:2k:3", 2000),
+        ("builtin:sorting:10k-12k", 2000),
+        ("builtin:sorting:995-1k:3", 5),
+    ],
 )
 def test_a_size_is_the_number_of_records(entry, size):
     assert sum(1 for _ in source(entry).records()) == size
 
 
 def test_millions_are_written_with_m():
-    assert source("builtin:copying:3m").size == 3_000_000
+    assert source("builtin:copying:3m").part == range(3_000_000)
+    assert source("builtin:copying:1m-3m").part == range(1_000_000, 3_000_000)
 
 
 def test_a_seed_chooses_other_records():
     assert texts("builtin:countdown:20") == texts("builtin:countdown:20:0")
     assert texts("builtin:countdown:20") != texts("builtin:countdown:20:1")
+
+
+@pytest.mark.parametrize("name", ["sorting", "pydocs"])
+def test_ranges_divide_what_a_size_takes(few_items, name):
+    whole = texts(f"builtin:{name}:20:3")
+    parts = [texts(f"builtin:{name}:{part}:3") for part in ("0-12", "12-15", "15-20")]
+    assert [len(part) for part in parts] == [12, 3, 5]
+    assert sorted(text for part in parts for text in part) == sorted(whole)
+    assert parts[0] == texts(f"builtin:{name}:12:3")
 
 
 def test_what_is_made_of_files_is_complete_and_in_order(few_items):
@@ -76,7 +92,11 @@ def test_a_size_takes_a_random_choice_in_the_same_order(few_items):
     [
         ("builtin:sortin", "no such source.*builtin:copying.* Did you mean builtin:sorting?"),
         ("builtin:", "there is no such source; known are builtin:pydocs, .*builtin:sorting.$"),
-        ("builtin:sorting:0", "the size '0' must be a whole number from 1"),
+        ("builtin:sorting:0", "the size '0' must be a whole number from 1, as .* or a range"),
+        ("builtin:sorting:10k-10k", "the size '10k-10k' must .* end is larger than its beginning"),
+        ("builtin:sorting:12k-10k", "the size '12k-10k' must"),
+        ("builtin:sorting:10-", "the size '10-' must"),
+        ("builtin:sorting:1-2-3", "the size '1-2-3' must"),
         ("builtin:sorting:", "the size '' must"),
         ("builtin:sorting:-5", "the size '-5' must"),
         ("builtin:sorting:1.5k", "the size '1.5k' must"),
@@ -86,7 +106,9 @@ def test_a_size_takes_a_random_choice_in_the_same_order(few_items):
         ("builtin:sorting:10k:-1", "the seed '-1' must"),
         ("builtin:sorting:10k:1:2", "write it as builtin:sorting:SIZE:SEED"),
         ("builtin:arithmetic:3m", "only 2,019,900 records"),
+        ("builtin:arithmetic:2m-3m", "only 2,019,900 records"),
         ("builtin:pydocs:21", "only 20 records"),
+        ("builtin:pydocs:20-21", "only 20 records"),
     ],
 )
 def test_a_wrong_entry_is_told_with_its_field(few_items, entry, message):
@@ -100,7 +122,9 @@ def test_a_fingerprint_tells_size_and_seed_however_they_are_written(few_items, n
         return source(f"builtin:{name}{options}").fingerprint()
 
     assert fingerprint(":10") == fingerprint(":10") == fingerprint(":10:0")
-    assert len({fingerprint(options) for options in ("", ":10", ":11", ":10:1")}) == 4
+    assert fingerprint(":10") == fingerprint(":0-10")
+    different = ("", ":10", ":11", ":10:1", ":1-10", ":1-11")
+    assert len({fingerprint(options) for options in different}) == len(different)
 
 
 def test_a_fingerprint_is_of_the_size_not_of_its_spelling():
@@ -124,4 +148,4 @@ def test_the_documentation_lists_every_source_and_shows_the_first_record_of_each
     for name in [*PYDOCS, *TASKS]:
         assert f"| `{name}` |" in page
     for task in TASKS.values():
-        assert f"\n{json.dumps(next(task.records(1, 0)))}\n" in page
+        assert f"\n{json.dumps(next(task.records(range(1), 0)))}\n" in page

@@ -1,5 +1,6 @@
 """Cleaning: what goes, what stays, and that cleaning twice is cleaning once."""
 
+import time
 import unicodedata
 
 import pytest
@@ -24,6 +25,9 @@ def clean(text, **options):
         ("nul\x00 bell\x07 escape\x1b[31m", "nul bell escape[31m"),
         ("direction\u202eeht", "directioneht"),
         ("one\r\ntwo\rthree\u2028four\x85five", "one\ntwo\nthree\nfour\nfive"),
+        ("end of page\x0cnext page\x0bcolumn", "end of page\nnext page\ncolumn"),
+        ("e\u200b\u0301 e\u00ad\u0301", "\u00e9 \u00e9"),  # what stood between went first
+        ("a\u200d\ufeff b", "a b"),
         ("no\u00a0break\u2009thin\u202f", "no break thin"),
         ("trailing   \t\nspaces \n", "trailing\nspaces"),
         ("\n\n\n  indented first line", "  indented first line"),
@@ -57,12 +61,11 @@ def test_compatibility_forms_are_made_plain_when_asked_for():
     assert clean("cafe\u0301", unicode="none") == "cafe\u0301"
 
 
+_RARE = "\n\r \t\u200c\u200d\u00a0\u3000\x00\x0c\u200b\u00ad\ufeff\u0301\u0327e"
+
+
 @settings(max_examples=500, deadline=None)
-@given(
-    st.text(
-        st.one_of(st.characters(codec="utf-8"), st.sampled_from("\n\r \t\u200d\u00a0\u3000\x00"))
-    )
-)
+@given(st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(_RARE))))
 def test_cleaning_twice_is_cleaning_once(text):
     once = clean(text)
     if once is not None:
@@ -75,6 +78,13 @@ def test_cleaning_twice_is_cleaning_once(text):
 @given(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip))
 def test_no_cleaning_changes_nothing(text):
     assert Cleaner(NO_CLEANING)(text) == text
+
+
+def test_long_runs_take_linear_time():
+    begin = time.perf_counter()
+    clean("x" + " " * 300_000 + "y \nz")
+    clean("x" + "\u200d" * 300_000 + "y")
+    assert time.perf_counter() - begin < 2
 
 
 def test_each_step_is_counted_and_can_be_turned_off():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxllm.data.config import DataConfig
-from jaxllm.data.corpus import prepare_corpus
+from jaxllm.data.corpus import prepare_corpus, prepare_text
 from jaxllm.errors import UserError
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.training import train_tokenizer
@@ -115,7 +115,7 @@ def test_a_shared_store_is_used_by_another_run(texts, tmp_path):
 def test_of_much_text_a_part_trains_the_tokenizer(texts, tmp_path):
     whole, _ = prepare(tmp_path / "one")
     part = dataclasses.replace(TOKENIZER, train_bytes=whole.split.train_bytes // 4)
-    some, phases = prepare(tmp_path / "two", tokenizer=part)
+    some, _ = prepare(tmp_path / "two", tokenizer=part)
     assert some.tokenizer.fingerprint != whole.tokenizer.fingerprint
     trained = train_tokenizer(TOKENIZER, list(whole.train_texts())[::5])
     assert some.tokenizer.fingerprint == trained.fingerprint
@@ -236,3 +236,52 @@ def test_no_text_is_told(texts, tmp_path):
         prepare(tmp_path / "run", train="empty.jsonl")
     with pytest.raises(UserError, match=r"config\.data\.eval: there is no text in empty\.jsonl"):
         prepare(tmp_path / "run", eval="empty.jsonl")
+
+
+def test_text_that_changes_while_it_is_prepared_is_noticed(texts, tmp_path):
+    corpus, _ = prepare(tmp_path / "run")
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "one more in front"}) + "\n" + path.read_text())
+    with pytest.raises(UserError, match=r"the text of a\.jsonl has changed since"):
+        list(corpus.train_texts())
+    path.write_text("")
+    with pytest.raises(UserError, match=r"the text of a\.jsonl has changed since"):
+        list(corpus.eval_texts())
+
+
+def test_nothing_left_to_train_on_is_told(texts, tmp_path):
+    with pytest.raises(UserError, match=r"config\.data\.train: nothing of a\.jsonl is left"):
+        prepare(tmp_path / "run", eval="a.jsonl")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "{"])
+def test_a_damaged_record_is_made_again(texts, tmp_path, content):
+    whole, _ = prepare(tmp_path / "run")
+    for path in (tmp_path / "run").rglob("*.json"):
+        if path.name in ("documents.json", "trained_from.json"):
+            path.write_text(content)
+    again, phases = prepare(tmp_path / "run")
+    assert phases == ["read", "train tokenizer"]
+    assert again.train == whole.train
+
+
+def test_what_does_not_decide_the_split_changes_nothing(texts, tmp_path):
+    write_eval(tmp_path, "omega")
+    prepare(tmp_path / "run", eval="b.txt", eval_fraction=0.2)
+    _, phases = prepare(tmp_path / "run", eval="b.txt", eval_fraction=0.3, workers=2)
+    assert phases == []
+
+
+def test_text_to_measure_on_remembers_its_bad_lines(texts, tmp_path):
+    (tmp_path / "b.jsonl").write_text('{"text": "good\\u200b text"}\n' * 9 + "bad\n")
+    corpus, _ = prepare(tmp_path / "run")
+    data = DataConfig(eval="b.jsonl", max_bad_fraction=0.2, store="shared")
+    for workdir in ("one", "one", "two"):
+        store, split = prepare_text(data, corpus.tokenizer, tmp_path / workdir)
+        assert store.num_documents == 9  # copies stay
+        assert split.bad_lines == 1
+        assert split.cleaned == {"control_characters": 9}
+        assert (tmp_path / workdir / "rejected.jsonl").exists()
+    with pytest.raises(UserError, match="1 of the 10 lines"):
+        strict = dataclasses.replace(data, max_bad_fraction=0.0)
+        prepare_text(strict, corpus.tokenizer, tmp_path / "one")

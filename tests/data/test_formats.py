@@ -30,8 +30,8 @@ def parquet(rows, **options):
     return sink.getvalue()
 
 
-def read(data, file):
-    return list(read_records(io.BytesIO(data), file))
+def read(data, file, marked=False):
+    return list(read_records(io.BytesIO(data), file, marked))
 
 
 def texts(data, file):
@@ -114,7 +114,7 @@ class Endless(io.RawIOBase):
 def test_memory_stays_bounded_in_a_line_without_end(file, limit):
     tracemalloc.start()
     try:
-        count = sum(1 for _ in read_records(Endless(b"x", 100 << 20), file))
+        count = sum(1 for _ in read_records(Endless(b"x", 100 << 20), file, False))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -229,6 +229,36 @@ def test_the_pieces_of_a_text_are_the_text(parts, piece_bytes):
         position += len(piece.fields["text"])
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "床", "\n", "\n\n", "<s>a\n\nb</s>", "<s>床</s>"]), max_size=60),
+    st.integers(4, 20),
+)
+def test_a_marked_text_is_not_cut_within_a_span(parts, piece_bytes):
+    text = "".join(parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "_PIECE_BYTES", piece_bytes // 2)
+        patch.setattr(formats, "_LONGEST_CHUNK", piece_bytes)
+        pieces = [piece.fields["text"] for piece in read(text.encode(), "a.txt", marked=True)]
+    assert "".join(pieces) == text
+    assert all(piece.count("<s>") == piece.count("</s>") for piece in pieces)
+
+
+def test_long_marked_poems_with_blank_lines_stay_whole():
+    poems = [
+        f"<s>{title}\n\n" + "床前明月光，\n\n疑是地上霜。\n" * 3000 + "</s>\n" for title in "甲乙丙"
+    ]
+    pieces = [piece.fields["text"] for piece in read("".join(poems).encode(), "a.txt", marked=True)]
+    assert "".join(pieces) == "".join(poems)
+    assert all(piece.count("<s>") == piece.count("</s>") for piece in pieces)
+
+
+def test_a_span_that_never_ends_does_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(formats, "MAX_LINE_BYTES", 1 << 20)
+    pieces = read(b"<s>" + b"a line\n" * 500_000, "a.txt", marked=True)
+    assert len(pieces) == 4
+
+
 def test_what_is_not_utf_8_is_one_bad_piece():
     paragraph = b"word " * 20_000 + b"\n\n"
     good, bad, also_good = read(paragraph + b"\xff" + paragraph + paragraph, "a.txt")
@@ -261,6 +291,21 @@ def test_a_string_of_parquet_that_is_not_utf_8_is_one_bad_line():
     good, bad, also_good = read(sink.getvalue(), "a.parquet")
     assert bad == BadLine("a.parquet", 2, "not UTF-8 at byte 1")
     assert [good.fields["text"], also_good.fields["text"]] == ["good", "also good"]
+
+
+def test_a_value_that_python_cannot_hold_costs_its_field_alone():
+    columns = {
+        "text": pa.array(["one", "two"]),
+        "far": pa.array([0, 2**30], pa.int32()).view(pa.date32()),
+        "fine": pa.array([1, 1_000_000_000], pa.int64()).view(pa.timestamp("ns")),
+    }
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    first, second = read(sink.getvalue(), "a.parquet")
+    assert first.fields["text"] == "one"
+    assert second.fields["text"] == "two"
+    assert "far" in first.fields
+    assert "far" not in second.fields
 
 
 def test_a_checksum_of_parquet_is_checked():

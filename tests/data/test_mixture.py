@@ -13,7 +13,7 @@ from jaxllm.data.mixture import (
     mix,
     mixture_shares,
     parse_entries,
-    planned_epochs,
+    rows_in_epochs,
 )
 from jaxllm.errors import UserError
 
@@ -29,6 +29,8 @@ def test_entries():
         Entry("s3://me@host/a.jsonl"),
     ]
     assert parse_entries("me@2.jsonl@2,b@0", "f") == [Entry("me@2.jsonl", 2.0), Entry("b", 0.0)]
+    assert parse_entries("notes@2024.txt", "f") == [Entry("notes@2024.txt")]
+    assert parse_entries("a@1e-3,b@.5", "f") == [Entry("a", 0.001), Entry("b", 0.5)]
     assert parse_entries("", "f") == []
 
 
@@ -38,7 +40,8 @@ def test_entries():
         ("a@-1,b@2", r"config\.data\.train: a@-1: its weight must be .* not negative; was '-1'"),
         ("a@nan", "its weight"),
         ("a@inf", "its weight"),
-        ("a@1x", "its weight must be a number"),
+        ("a@-1e3", "its weight"),
+        ("a@1,b@2,a@3", "names a twice"),
         ("a@1:0", "its number of epochs must be positive"),
         ("a@1:-2", "its number of epochs"),
         ("a@1:two", "its number of epochs"),
@@ -52,21 +55,31 @@ def test_wrong_entries_are_told(spec, message):
 
 
 def test_the_mixture_of_gpt3():
-    weights, tokens = [60.0, 22.0, 8.0, 8.0, 3.0], [410e9, 19e9, 12e9, 55e9, 3e9]
-    epochs = planned_epochs(weights, tokens, 300e9)
-    np.testing.assert_allclose(epochs, [0.435, 3.44, 1.98, 0.432, 2.97], rtol=3e-3)
+    weights, tokens = [60.0, 22.0, 8.0, 8.0, 3.0], np.array([410e9, 19e9, 12e9, 55e9, 3e9])
     # The weights of the table sum to 101 per cent, and are taken by their proportion.
-    assert (epochs * tokens).sum() == pytest.approx(300e9)
-    np.testing.assert_allclose(epochs * tokens / 300e9, np.array(weights) / 101)
+    shares = mixture_shares(weights)
+    np.testing.assert_allclose(shares, np.array(weights) / 101)
+    epochs = shares * 300e9 / tokens
+    np.testing.assert_allclose(epochs, [0.435, 3.44, 1.98, 0.432, 2.97], rtol=3e-3)
+
+
+def test_gpt3_drawn_row_by_row_in_billionths(numbered_rows):
+    """The same table by the mixture itself, a row for a million tokens."""
+    sizes = [410_000, 19_000, 12_000, 55_000, 3_000]
+    names = ["Common Crawl", "WebText2", "Books1", "Books2", "Wikipedia"]
+    entries = parse_entries(
+        ",".join(f"{n}@{w}" for n, w in zip(names, (60, 22, 8, 8, 3), strict=True)), "data.train"
+    )
+    mixture = mix([numbered_rows(n, s) for s, n in enumerate(sizes)], entries, seed=0)
+    epochs = mixture.drawn(300_000) / sizes
+    np.testing.assert_allclose(epochs, [0.435, 3.44, 1.98, 0.432, 2.97], rtol=3e-3)
 
 
 def test_shares():
-    np.testing.assert_allclose(mixture_shares([1.0, 3.0], [5, 5]), [0.25, 0.75])
-    np.testing.assert_allclose(mixture_shares(None, [10, 30]), [0.25, 0.75])
-    np.testing.assert_allclose(mixture_shares([1.0, 9.0], [1, 1], temperature=2.0), [0.25, 0.75])
-    np.testing.assert_allclose(mixture_shares([0.0, 9.0], [1, 1], temperature=5.0), [0, 1])
-    near_equal = mixture_shares(None, [1, 10**12], temperature=1e6)
-    np.testing.assert_allclose(near_equal, [0.5, 0.5], atol=1e-4)
+    np.testing.assert_allclose(mixture_shares([1.0, 3.0]), [0.25, 0.75])
+    np.testing.assert_allclose(mixture_shares([1.0, 9.0], temperature=2.0), [0.25, 0.75])
+    np.testing.assert_allclose(mixture_shares([0.0, 9.0], temperature=5.0), [0, 1])
+    np.testing.assert_allclose(mixture_shares([1.0, 1e12], temperature=1e6), [0.5, 0.5], atol=1e-4)
 
 
 def taken(mixture, count):
@@ -129,7 +142,7 @@ def test_a_mixture_whose_sources_all_end_gives_each_row_as_often_as_its_epochs(n
     rng = random.Random(seed)
     sizes = [rng.randint(1, 40) for _ in range(4)]
     epochs = [float(rng.randint(1, 4)) for _ in range(4)]
-    shares = mixture_shares([rng.random() for _ in range(4)], sizes)
+    shares = mixture_shares([rng.random() for _ in range(4)])
     mixture = MixedRows([numbered_rows(n, s) for s, n in enumerate(sizes)], shares, seed, epochs)
     assert len(mixture) == sum(n * e for n, e in zip(sizes, epochs, strict=True))
     _, rows = taken(mixture, len(mixture))
@@ -141,6 +154,12 @@ def test_a_mixture_whose_sources_all_end_gives_each_row_as_often_as_its_epochs(n
     ]
     with pytest.raises(IndexError):
         mixture[len(mixture)]
+
+
+def test_epochs_are_rows_whatever_binary_fractions_make_of_them():
+    assert rows_in_epochs(100, 0.29) == 29
+    assert rows_in_epochs(7, 1.5) == 10
+    assert rows_in_epochs(7, math.inf) > 10**18
 
 
 def test_a_source_of_weight_zero_is_never_drawn(numbered_rows):
@@ -163,8 +182,9 @@ def test_without_weights_every_row_comes_once_an_epoch(numbered_rows):
     order, rows = taken(mixture, 72)
     for epoch in (rows[:36], rows[36:]):
         assert sorted(epoch) == [[s, n] for s, size in enumerate([5, 30, 1]) for n in range(size)]
-    for count in (0, 1, 17, 36, 50, 72):
+    for count in (0, 36, 72):
         assert mixture.drawn(count).tolist() == np.bincount(order[:count], minlength=3).tolist()
+    np.testing.assert_allclose(mixture.drawn(18), [2.5, 15, 0.5])
     limited = mix(sources, [Entry("a"), Entry("b"), Entry("c")], 0, max_epochs=1.5)
     assert len(limited) == 54
     with pytest.raises(IndexError):

@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -167,3 +168,11 @@ def test_a_damaged_plan_is_made_again(make_store):
     path.write_bytes(path.read_bytes()[:-8])
     packed_rows(store, "best_fit", 16)
     assert files(store.path / "best_fit_16") == made
+
+
+def test_two_that_plan_one_store_take_turns(make_store):
+    store = make_store(np.random.default_rng(0).integers(2, 60, 20_000).tolist())
+    with ThreadPoolExecutor(4) as threads:
+        made = [threads.submit(packed_rows, store, "best_fit", 64) for _ in range(4)]
+        assert len({len(rows.result()) for rows in made}) == 1
+    assert not list(store.path.glob("*.unfinished"))

@@ -165,3 +165,9 @@ def test_limits_that_give_too_few_rows_are_told(prepared):
     with pytest.raises(UserError, match=r"config\.steps: the run wants 10,000 rows, but the sour"):
         prepared("a.jsonl,b.jsonl", count=10_000, max_epochs=2.0)
     prepared("a.jsonl,b.jsonl", count=20, max_epochs=2.0)
+
+
+def test_a_limit_below_a_row_is_told(prepared):
+    for train in ("a.jsonl@1:0.0001,b.jsonl@2:0.0001", "a.jsonl@1,b.jsonl@1:0.0005"):
+        with pytest.raises(UserError, match=r"\.jsonl: 0\.000\d+ epochs of its .* less than a row"):
+            prepared(train)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxllm.main import main
+
 
 def summary(workdir):
     return json.loads((workdir / "summary.json").read_text())
@@ -45,6 +47,36 @@ def test_what_is_prepared_is_found_by_a_training_run(command, tmp_path):
     again = command("prepare", tmp_path / "data", data__packing="best_fit")
     assert again.code == 0
     assert "tokenise" not in again.err
+
+
+def test_the_configurations_as_they_stand_find_what_the_other_made(corpus, tmp_path, capsys):
+    root = Path(__file__).parents[2] / "configs"
+    data = [f"--config.data.train={corpus}"]
+    made = main(
+        [
+            f"--config={root / 'prepare.py'}",
+            f"--workdir={tmp_path / 'data'}",
+            *data,
+            "--config.tokenizer.vocab_size=300",
+        ]
+    )
+    assert made == 0
+    capsys.readouterr()
+    store, tokenizer = tmp_path / "data" / "store", tmp_path / "data" / "tokenizer"
+    trained = main(
+        [
+            f"--config={root / 'pretrain.py'}:tiny",
+            f"--workdir={tmp_path / 'run'}",
+            *data,
+            f"--config.data.store={store}",
+            f"--config.tokenizer.path={tokenizer}",
+            "--config.steps=1",
+            "--config.batch_size=8",  # of the simulated devices
+        ]
+    )
+    assert trained == 0
+    errors = capsys.readouterr().err
+    assert not [line for line in errors.splitlines() if line.startswith(("read", "tokenise"))]
 
 
 def test_a_weighted_mixture_is_told_and_its_shares_are_recorded(command, corpus, tmp_path):

@@ -1,12 +1,10 @@
 """Loading tokenizers made elsewhere: ids as their own library gives them, special tokens told."""
 
-import io
 import json
 from pathlib import Path
 
 import pytest
 import tokenizers as hf
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import AddedToken, models, pre_tokenizers
 
 from jaxllm.errors import UserError
@@ -45,14 +43,6 @@ def gpt2_pair(tmp_path):
         merges__txt="#version: 0.2\na b\n[ .\n[. ]\n",
     )
     return tmp_path
-
-
-def sentencepiece_model(texts, **options):
-    model = io.BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, vocab_size=380, minloglevel=2, **options
-    )
-    return model.getvalue()
 
 
 def test_gpt2s_pair_of_files_is_read(gpt2_pair):
@@ -159,48 +149,6 @@ def test_ids_with_gaps_are_below_the_vocabulary_size(tmp_path):
     assert load_tokenizer(tmp_path).vocab_size == 1000
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},  # NFKC, spaces joined, a space before the text: as most published models
-        {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity"},
-        {"byte_fallback": True, "user_defined_symbols": ["<turn>", "  ", "fox"]},
-    ],
-)
-def test_sentencepiece_models_give_sentencepieces_own_ids(texts, tmp_path, options):
-    sentences = texts[0].splitlines()
-    vocabulary = {} if options.get("byte_fallback") else {"hard_vocab_limit": False}
-    model = sentencepiece_model(sentences, **options, **vocabulary)
-    (tmp_path / "spiece.model").write_bytes(model)
-    reference = SentencePieceProcessor(model_proto=model)
-    for path in (tmp_path, tmp_path / "spiece.model"):
-        tokenizer = load_tokenizer(path)
-        for workers in (0, 1):
-            assert tokenizer.encode_batch(sentences, workers=workers) == reference.encode(sentences)
-        for sentence in [*sentences, " a  fox ", "한 ﬁ \u2581"]:
-            ids = reference.encode(sentence)
-            assert tokenizer.encode(sentence) == ids
-            assert (
-                tokenizer.decode(ids, skip_special_tokens=False) == reference.decode(ids)
-                or reference.unk_id() in ids
-            )
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id) == (1, 2, 0)
-    assert tokenizer.pad_id == tokenizer.eos_id
-    if "user_defined_symbols" in options:
-        mark = reference.piece_to_id("<turn>")
-        assert reference.encode("work<turn>")[-1] == mark  # SentencePiece itself is forged
-        assert mark not in tokenizer.encode("work<turn>")
-        assert tokenizer.encode("work<turn>", parse_special_tokens=True)[-1] == mark
-        assert tokenizer.decode([mark]) == "<turn>"
-
-
-def test_our_sentencepiece_kinds_give_sentencepieces_own_ids(trained, texts, tmp_path):
-    for kind in ("sentencepiece_bpe", "sentencepiece_unigram"):
-        trained(kind).save(tmp_path / kind)
-        path = tmp_path / kind / "tokenizer.model"
-        assert trained(kind).encode_batch(texts) == SentencePieceProcessor(str(path)).encode(texts)
-
-
 def test_special_tokens_are_those_asked_for_declared_or_well_known(tmp_path):
     backend = byte_level("<|endoftext|>", "<s>", "<|im_end|>", "<mine>", "<unk>")
     backend.save(str(tmp_path / "tokenizer.json"))
@@ -258,7 +206,7 @@ def test_an_end_that_the_model_itself_gives_for_unknown_text_is_refused(tmp_path
         ("tokenizer.json", b'{"model": {}, "added_tokens": []}'),
         ("tokenizer.model", b"not a model"),
         ("tokenizer.model", b""),
-        ("vocab.txt", b"no\nspecial\ntokens\n"),
+        ("vocab.txt", b"\xff"),
         ("tokenizer.json/../other.bin", b"?"),
     ],
 )
@@ -269,6 +217,124 @@ def test_files_that_are_broken_are_named(tmp_path, name, content):
         load_tokenizer(path)
     with pytest.raises(UserError, match=f"^config.tokenizer.path: {path}: is not a "):
         configured_tokenizer(TokenizerConfig(path=str(path)))
+
+
+@pytest.mark.parametrize("content", ['{"version": 1}', "{", "[]", '{"added_tokens": 3}', "other"])
+def test_what_is_not_bytes_is_not_read_as_bytes(trained, tmp_path, content):
+    trained("bytes").save(tmp_path)
+    trained("bpe").save(tmp_path / "bpe")
+    file = tmp_path / "tokenizer.json"
+    if content == "other":
+        content = (tmp_path / "bpe" / "tokenizer.json").read_text(encoding="utf-8")
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=f"^{file}: is not a readable tokenizer: "):
+        load_tokenizer(tmp_path)
+
+
+def test_bytes_take_the_special_tokens_asked_for(trained, tmp_path):
+    trained("bytes").save(tmp_path)
+
+    def load(path=tmp_path, **asked):
+        return configured_tokenizer(TokenizerConfig(path=str(path), **asked))
+
+    with pytest.raises(
+        UserError, match=r"^config\.tokenizer\.eos_token: '<nope>' is not one token"
+    ):
+        load(eos_token="<nope>")
+    asked = load(eos_token="<|im_end|>")
+    assert (asked.bos_id, asked.eos_id, asked.pad_id, asked.unk_id) == (1, 5, 0, 3)
+    assert asked.fingerprint != load().fingerprint == trained("bytes").fingerprint
+    asked.save(tmp_path / "saved")
+    assert load(tmp_path / "saved").fingerprint == asked.fingerprint
+
+
+IM_END = {"content": "<|im_end|>", "lstrip": False, "normalized": False, "special": True}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"added_tokens__json": {"<|im_end|>": 260, "EOS": 261}},
+        {
+            "tokenizer_config__json": {
+                "added_tokens_decoder": {"261": {"content": "EOS"}, "260": IM_END}
+            }
+        },
+        {
+            "added_tokens__json": {"<|im_end|>": 260},
+            "tokenizer_config__json": {
+                "added_tokens_decoder": {"261": {"content": "EOS"}, "260": IM_END}
+            },
+        },
+    ],
+)
+def test_tokens_added_beside_gpt2s_files_are_read(gpt2_pair, files):
+    write(gpt2_pair, special_tokens_map__json={"eos_token": "<|im_end|>"}, **files)
+    tokenizer = load_tokenizer(gpt2_pair)
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.bos_id) == (262, 260, 259)
+    assert tokenizer.encode("ab<|im_end|>ab", parse_special_tokens=True) == [256, 260, 256]
+    assert 260 not in tokenizer.encode("ab<|im_end|>")
+    assert tokenizer.encode("abEOS") == [256, 261]  # ordinary text, as the original has it
+    assert tokenizer.decode([256, 260, 261]) == "abEOS"
+    tokenizer.save(gpt2_pair / "saved")
+    assert load_tokenizer(gpt2_pair / "saved").fingerprint == tokenizer.fingerprint
+    byte_level("<|endoftext|>").save(str(gpt2_pair / "tokenizer.json"))
+    with pytest.raises(UserError, match="the id 260, but here it has 258"):
+        load_tokenizer(gpt2_pair)
+
+
+def test_tokens_added_beside_a_tokenizer_json_are_read(tmp_path):
+    byte_level("<|endoftext|>").save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, tokenizer_config__json={"eos_token": IM_END, "added_tokens_decoder": {}})
+    with pytest.raises(
+        UserError, match=r"eos_token: '<\|im_end\|>', which the files beside .* name"
+    ):
+        load_tokenizer(tmp_path)
+    write(tmp_path, added_tokens__json={"<|endoftext|>": 257, "<|im_end|>": 258})
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.bos_id) == (259, 258, 257)
+    assert 258 not in tokenizer.encode("<|im_end|>")
+    assert tokenizer.decode([256, 258]) == "ab"
+
+
+@pytest.mark.parametrize("content", [["<x>"], {"<x>": "many"}, {"<x>": None}])
+def test_added_tokens_that_are_malformed_are_told(gpt2_pair, content):
+    write(gpt2_pair, added_tokens__json=content)
+    with pytest.raises(UserError, match=r"is not a readable tokenizer"):
+        load_tokenizer(gpt2_pair)
+
+
+def test_sentencepiece_models_must_hold_the_tokens_added(trained, tmp_path):
+    trained("sentencepiece_bpe").save(tmp_path)
+    write(tmp_path, added_tokens__json={"<think>": 6})
+    assert load_tokenizer(tmp_path).fingerprint == trained("sentencepiece_bpe").fingerprint
+    write(tmp_path, added_tokens__json={"<think>": 6, "<extra>": 420})
+    with pytest.raises(UserError, match="'<extra>' the id 420, but it is not in this vocabulary"):
+        load_tokenizer(tmp_path)
+    write(tmp_path, added_tokens__json={"<think>": 7})
+    with pytest.raises(UserError, match="'<think>' the id 7, but here it has 6"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["tokenizer_config__json", "special_tokens_map__json"])
+@pytest.mark.parametrize("role", ["bos_token", "eos_token", "pad_token", "unk_token"])
+def test_a_declared_token_that_is_missing_is_told(gpt2_pair, source, role):
+    write(gpt2_pair, **{source: {role: "<gone>"}})
+    with pytest.raises(UserError, match=rf"^config\.tokenizer\.{role}: '<gone>', which the files"):
+        load_tokenizer(gpt2_pair)
+    asked = TokenizerConfig(path=str(gpt2_pair), **{role: "[.]"})
+    assert 258 in vars(configured_tokenizer(asked)).values()
+
+
+def test_berts_word_list_may_have_another_unknown_token(tmp_path):
+    write(tmp_path, vocab__txt="<pad>\nUNKNOWN\n<s>\n</s>\nfox\n")
+    with pytest.raises(UserError, match=r"^config\.tokenizer\.unk_token: '\[UNK\]', for words"):
+        load_tokenizer(tmp_path)
+    tokenizer = configured_tokenizer(TokenizerConfig(path=str(tmp_path), unk_token="UNKNOWN"))
+    assert tokenizer.encode("fox dog") == [4, 1]
+    assert (tokenizer.unk_id, tokenizer.decode([4, 1])) == (1, "fox")
+    write(tmp_path, tokenizer_config__json={"unk_token": "UNKNOWN"})
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
 
 
 def test_a_broken_configuration_beside_is_told(trained, tmp_path):

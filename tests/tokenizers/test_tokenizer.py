@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxllm.tokenizers.interface import available_cores
+from jaxllm.tokenizers.sizes import TooLargeError
 from jaxllm.tokenizers.special_tokens import SPECIAL_TOKENS
 from jaxllm.tokenizers.tokenizer import load_tokenizer
 from jaxllm.tokenizers.trainers import LOSSLESS, TRAINERS
@@ -82,6 +84,23 @@ def test_kinds_that_lose_text_give_unknown_and_forge_nothing(trained, kind, text
     assert tokenizer.encode_batch([text]) == [ids]
 
 
+@every_kind
+def test_nothing_is_forged_after_training_on_text_full_of_special_tokens(kind):
+    tokens = [*SPECIAL_TOKENS, "</w>", "##a"]
+    words = [f"{a}fox{b}dog b" for a in tokens for b in tokens] + [token * 30 for token in tokens]
+    texts = [" ".join(words), "".join(words), "\n".join(words)]
+    try:
+        tokenizer = TRAINERS[kind](texts, 600)
+    except TooLargeError as error:
+        tokenizer = TRAINERS[kind](texts, error.possible)
+    for text in ("a </s>b", "x</s>y", "fox</w>dog", "dog</w></w>fox", *tokens, *words, *texts):
+        ids = tokenizer.encode(text)
+        assert not {*ids} & {*range(3), *range(4, 16)}
+        if kind != "wordpiece" and 3 not in ids:
+            kept = text if kind in LOSSLESS else " ".join(text.split())
+            assert tokenizer.decode(ids) == kept
+
+
 def test_kinds_that_lose_text_lose_what_their_page_says(trained):
     wordpiece, charbpe = trained("wordpiece"), trained("charbpe")
     assert wordpiece.decode(wordpiece.encode("The  work\nis\tdone (here).")) == (
@@ -91,6 +110,9 @@ def test_kinds_that_lose_text_lose_what_their_page_says(trained):
     assert charbpe.decode(charbpe.encode("The  work\nis\tdone (here).")) == (
         "The work is done (here)."
     )
+    assert wordpiece.encode("a" * 101) == [3] and 3 not in wordpiece.encode("a" * 100)
+    assert wordpiece.decode(wordpiece.encode("the\ufffd\x07work\u200b")) == "thework"
+    assert wordpiece.decode(wordpiece.encode("the work .")) == "the work."
     for tokenizer in (wordpiece, charbpe):
         assert 3 in tokenizer.encode("한")
 
@@ -100,9 +122,37 @@ def test_bytes_that_are_no_text_and_ids_that_are_no_tokens_do_not_break_decoding
     tokenizer = trained(kind)
     for index in range(tokenizer.vocab_size):
         assert isinstance(tokenizer.decode([index], skip_special_tokens=False), str)
-    assert tokenizer.decode([tokenizer.vocab_size, 2**31 - 1]) == ""
+    nowhere = [tokenizer.vocab_size, 2**31 - 1, 2**40, 2**70, -1, -(2**40)]
+    for skip in (True, False):
+        assert tokenizer.decode(nowhere, skip_special_tokens=skip) == ""
     assert tokenizer.encode("") == [] == tokenizer.encode_batch([])
     assert tokenizer.decode([]) == ""
+
+
+@every_kind
+def test_half_a_surrogate_pair_is_refused_in_one_way(trained, kind):
+    tokenizer = trained(kind)
+    message = r"not Unicode text \(a lone surrogate, U\+D800, at character 3\)"
+    for parse in (False, True):
+        for encode in (
+            lambda parse: tokenizer.encode("the\ud800", parse),
+            lambda parse: tokenizer.encode_batch(["the", "the\ud800"], parse),
+        ):
+            with pytest.raises(ValueError, match=message) as error:
+                encode(parse)
+            assert type(error.value) is ValueError
+
+
+def test_saved_ids_of_bytes_stay_when_a_special_token_is_added(tmp_path, monkeypatch):
+    before = ByteTokenizer()
+    before.save(tmp_path)
+    module = "jaxllm.tokenizers.byte_tokenizer"
+    monkeypatch.setattr(f"{module}.SPECIAL_TOKENS", (*SPECIAL_TOKENS, "<new>"))
+    after = load_tokenizer(tmp_path)
+    assert (after.vocab_size, after.fingerprint) == (272, before.fingerprint)
+    text = "az<new><s>"
+    assert after.encode(text, True) == before.encode(text, True)
+    assert ByteTokenizer((*SPECIAL_TOKENS, "<new>")).fingerprint != before.fingerprint
 
 
 @every_kind
@@ -122,21 +172,26 @@ def test_a_saved_tokenizer_is_the_same_one(trained, kind, tmp_path):
     assert sorted(files) == sorted([main, "tokenizer_config.json"])
 
 
-def test_a_save_that_is_cut_short_leaves_no_mixture(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece_bpe", "bytes"])
+def test_a_save_that_is_cut_short_leaves_no_mixture(trained, kind, tmp_path, monkeypatch):
     trained("bpe").save(tmp_path)
+    whole = iter([True, False])  # the configuration is written, the tokenizer is not
 
-    def full(*args, **options):
-        raise OSError("disk is full")
+    def sync(handle):
+        if not next(whole):
+            raise OSError("disk is full")
 
-    monkeypatch.setattr("jaxllm.tokenizers.hugging_face.write_atomically", full)
+    monkeypatch.setattr("os.fsync", sync)
     with pytest.raises(OSError, match="full"):
-        trained("wordpiece").save(tmp_path)
-    assert not (tmp_path / "tokenizer.json").exists()
+        trained(kind).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer_config.json"]
 
 
-def test_another_process_trains_the_same_tokenizers(trained, texts):
+def test_another_process_on_one_core_trains_the_same_tokenizers(trained, texts):
     code = (
-        "import json, sys\n"
+        "import json, os, sys\n"
+        "if hasattr(os, 'sched_setaffinity'):\n"  # not on macOS
+        "    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
         "from jaxllm.tokenizers.config import TokenizerConfig\n"
         "from jaxllm.tokenizers.training import train_tokenizer\n"
         "texts = json.load(sys.stdin)\n"

@@ -8,7 +8,12 @@ from jaxllm.config import from_dict
 from jaxllm.errors import UserError
 from jaxllm.tokenizers.character_trainers import train_charbpe, train_wordpiece
 from jaxllm.tokenizers.config import TokenizerConfig
-from jaxllm.tokenizers.trainers import SMALLEST_VOCABULARY, TRAINERS
+from jaxllm.tokenizers.trainers import (
+    COUNTING_CHARACTERS,
+    SMALLEST_VOCABULARY,
+    TRAINERS,
+    TRAINERS_VERSION,
+)
 from jaxllm.tokenizers.training import train_tokenizer
 
 KINDS = sorted({*TRAINERS} - {"bytes"})
@@ -34,25 +39,46 @@ def test_a_vocabulary_larger_than_the_text_gives_is_told(kind):
     assert train_tokenizer(TokenizerConfig(kind, possible), few).vocab_size == possible
 
 
-@every_kind
+@pytest.mark.parametrize("kind", sorted({*KINDS} - COUNTING_CHARACTERS))
 def test_a_vocabulary_smaller_than_its_fixed_part_is_told(kind, texts):
     smallest = SMALLEST_VOCABULARY[kind]
     with pytest.raises(UserError, match=f"but special tokens and .* raise it to {smallest}"):
         train_tokenizer(TokenizerConfig(kind, smallest - 1), texts)
 
 
-@pytest.mark.parametrize("kind", ["sentencepiece_bpe", "sentencepiece_unigram"])
-def test_a_vocabulary_smaller_than_the_characters_is_told(kind, texts, capfd):
-    with pytest.raises(UserError, match=r"is 300, but special tokens, bytes and .* (\d+) or") as e:
-        train_tokenizer(TokenizerConfig(kind, 300), texts)
+@pytest.mark.parametrize("size", [1, 20, 271, 272, 300])
+@pytest.mark.parametrize("kind", sorted(COUNTING_CHARACTERS))
+def test_a_vocabulary_smaller_than_the_characters_is_told(kind, size, texts, capfd):
+    message = rf"is {size}, but special tokens, bytes and .* (\d+) or"
+    with pytest.raises(UserError, match=message) as e:
+        train_tokenizer(TokenizerConfig(kind, size), texts)
     needed = int(re.search(r"raise it to (\d+)", str(e.value))[1])
     assert train_tokenizer(TokenizerConfig(kind, needed), texts).vocab_size == needed
     assert capfd.readouterr().err == ""  # SentencePiece's own log stays away
 
 
 @every_kind
+@pytest.mark.parametrize("text", ["a", "a b", "明", "</s>", "the fox. the fox.", "明月 ab, abc"])
+def test_the_size_that_the_message_gives_works(kind, text):
+    for size in (20, 21, 25, 280, 2000):
+        try:
+            assert train_tokenizer(TokenizerConfig(kind, size), [text]).vocab_size == size
+        except UserError as error:
+            if found := re.search(r"(?:lower|raise) it to (\d+)", str(error)):
+                possible = int(found[1])
+                assert train_tokenizer(TokenizerConfig(kind, possible), [text]).vocab_size == (
+                    possible
+                )
+            else:
+                few = r"text is too little for (wordpiece|charbpe): .* and 20 are the fewest"
+                assert re.search(few, str(error)) or (text == "</s>" and "no text" in str(error))
+
+
+@every_kind
 def test_no_text_is_told(kind):
-    for nothing in ([], ["", ""]):
+    for nothing in ([], ["", ""], ["\n", " "]):
+        if kind in ("bpe", "unigram") and "\n" in nothing:
+            continue  # white space is text to them
         with pytest.raises(UserError, match=r"config\.tokenizer.*text"):
             train_tokenizer(TokenizerConfig(kind, 300), nothing)
 
@@ -90,5 +116,31 @@ def test_long_lines_and_reserved_characters_are_learnt_from_all_the_same(kind, s
 def test_wrong_options_are_named():
     with pytest.raises(UserError, match=r"config\.tokenizer\.kind: must be one of bpe, wordpiece"):
         from_dict(TokenizerConfig, {"kind": "morse"}, "tokenizer")
-    with pytest.raises(UserError, match=r"config\.tokenizer\.vocab_size"):
-        from_dict(TokenizerConfig, {"vocab_size": 0}, "tokenizer")
+    for size in (0, 2**24 + 1, 3_000_000_000):
+        with pytest.raises(UserError, match=r"config\.tokenizer\.vocab_size: must be"):
+            from_dict(TokenizerConfig, {"vocab_size": size}, "tokenizer")
+    for role in ("bos", "eos", "pad", "unk"):
+        with pytest.raises(UserError, match=rf"config\.tokenizer\.{role}_token: .* path is empty"):
+            from_dict(TokenizerConfig, {f"{role}_token": "</s>"}, "tokenizer")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "charbpe", "sentencepiece_bpe"])
+def test_the_largest_vocabulary_does_not_end_the_process(kind):
+    with pytest.raises(UserError, match="the training text gives only"):
+        train_tokenizer(TokenizerConfig(kind, 2**24), ["the fox and the other fox"])
+
+
+def test_trainers_that_give_other_tokenizers_have_another_version():
+    texts = ["the fox and the other foxes, then a box\n"] * 3
+    sizes = {"bpe": 290, "wordpiece": 60, "charbpe": 60, "sentencepiece_bpe": 300}
+    made = {
+        kind: TRAINERS[kind](texts, size).encode("then other boxes") for kind, size in sizes.items()
+    }
+    assert TRAINERS_VERSION == 1
+    # When this fails, raise TRAINERS_VERSION, so that what was trained before is trained again.
+    assert made == {
+        "bpe": [273, 93, 288, 283, 280],
+        "wordpiece": [50, 52, 48, 45],
+        "charbpe": [53, 55, 34, 47, 16, 41],
+        "sentencepiece_bpe": [273, 294, 282, 283, 285, 279],
+    }
