@@ -49,7 +49,7 @@ def first(config: ConfigDict) -> None:
     Small and short by choice: with some 10^13 FLOPs to spend, a million parameters and many
     small updates learn the most (docs/performance.md has what was tried).
     """
-    config.steps = 600
+    config.steps = 700
     config.batch_size = 4
     config.tokenizer.vocab_size = 2048
     config.model.layers = 4
@@ -61,7 +61,7 @@ def first(config: ConfigDict) -> None:
     config.optimizer.warmup_steps = 20
     config.optimizer.final_fraction = 0.0
     config.checkpoint.every = 100
-    config.eval.every = 300
+    config.eval.every = 350
     config.prompt = "Return the"
     config.max_new_tokens = 96
     config.temperature = 0.8

@@ -64,7 +64,8 @@ def training_charts(metrics: Sequence[dict[str, Number]]) -> list[Chart]:
     """The charts for which `metrics` (lines of `metrics.jsonl`) hold at least two points.
 
     Loss, learning rate, gradient norm and throughput come first; then every other name that
-    changes over the run, under its own name.
+    changes over the run, under its own name, but those of single sources of text, whose number
+    has no limit: a table has them.
     """
     drawn = [_loss_chart(metrics)]
     first = (
@@ -78,6 +79,8 @@ def training_charts(metrics: Sequence[dict[str, Number]]) -> list[Chart]:
     ]
     shown = {"step", "time", "train/loss", "eval/loss", *(name for name, _, _ in first)}
     for name in sorted({name for record in metrics for name in record} - shown):
+        if name.startswith("data/source/"):
+            continue
         values = series(metrics, name).values
         if len(values) and values.min() < values.max():
             drawn.append(_line_chart(metrics, name, name, _plain_numbers()))

@@ -29,6 +29,10 @@ class SamplingFields:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError("max_new_tokens: must be at least 1")
+        try:
+            self.prompt.encode()
+        except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
+            raise ValueError("prompt: is not Unicode text") from None
         for name in ("temperature", "top_k"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must not be negative")

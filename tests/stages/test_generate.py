@@ -34,3 +34,9 @@ def test_the_samples_of_a_run_are_not_overwritten(command, finished_run):
     assert result.code == 2
     assert "holds a run" in result.err
     assert (finished_run / "samples.md").read_bytes() == before
+
+
+def test_a_prompt_that_is_no_text_is_told(command, finished_run):
+    result = command("generate", init=finished_run, prompt="\udcff")
+    assert result.code == 2
+    assert "config.prompt: is not Unicode text" in result.err
