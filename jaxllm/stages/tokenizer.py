@@ -119,17 +119,17 @@ def run(config: TrainTokenizerConfig, workdir: Path | None) -> None:
 def _entries(config: TrainTokenizerConfig, workdir: Path) -> list[_Entry]:
     """What is to be measured; paths are known to hold a tokenizer."""
     names = [entry.strip() for entry in config.compare.split(",") if entry.strip()]
+    given = config.tokenizer
     if not names:
-        given = config.tokenizer
         return [_Entry(given.path or given.kind, given, workdir)]
     if len(set(names)) < len(names):
         raise UserError("config.compare: names a tokenizer twice.")
     entries = []
     for name in names:
         if name in TRAINERS:
-            tokenizer = dataclasses.replace(config.tokenizer, kind=name)
+            tokenizer = TokenizerConfig(name, given.vocab_size, given.train_bytes)
         elif Path(name).exists():
-            tokenizer = dataclasses.replace(config.tokenizer, path=name)
+            tokenizer = dataclasses.replace(given, path=name)
             try:
                 configured_tokenizer(tokenizer)
             except UserError as error:
