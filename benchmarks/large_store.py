@@ -38,7 +38,7 @@ def make_store(folder: Path, gigabytes: float) -> TokenStore:
     wanted, total = gigabytes * 1e9 / 2, sum(map(len, documents))
     repeats = round(wanted / total)
     texts = (("all", text) for _ in range(repeats) for text in documents)
-    tokenizer = train_tokenizer(TokenizerConfig(kind="bytes", vocab_size=272), [])
+    tokenizer = train_tokenizer(TokenizerConfig(kind="bytes", vocab_size=273), [])
     return write_stores(folder / "stores", ["all"], texts, tokenizer, "benchmark")["all"]
 
 

@@ -14,8 +14,10 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllm.checkpoints.load import LoadedModel, load_model
+from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.inference.generate import Sampling, generate_text
 from jaxllm.main import run
+from jaxllm.objectives.pretraining import objective_config_of
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
 __all__ = ["Model", "load", "run"]
@@ -27,6 +29,8 @@ class Model:
 
     loaded: LoadedModel
     mesh: Mesh
+    prompt_is_prefix: bool = False
+    """Whether it has learnt to see a prompt both ways."""
 
     def generate(self, prompts: Sequence[str], *, seed: int = 0, **sampling: float) -> list[str]:
         """Continues each prompt.
@@ -47,6 +51,7 @@ class Model:
                 prompts,
                 Sampling(**sampling),  # type: ignore[arg-type]
                 seed,
+                prompt_is_prefix=self.prompt_is_prefix,
             )
 
 
@@ -62,4 +67,6 @@ def load(path: str | Path, mesh: MeshConfig | None = None) -> Model:
     """
     devices = make_mesh(mesh or MeshConfig())
     with jax.set_mesh(devices):
-        return Model(load_model(path, devices), devices)
+        loaded = load_model(path, devices)
+    objective = objective_config_of(RunDirectory(path))
+    return Model(loaded, devices, objective.prompt_is_prefix)

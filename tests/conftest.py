@@ -29,6 +29,14 @@ from jaxllm.models.families import architecture  # noqa: E402
 from jaxllm.models.transformer import init_params  # noqa: E402
 
 _TINY = {"layers": 3, "width": 16, "heads": 4, "kv_heads": 2, "mlp_width": 32, "dtype": "float32"}
+# Windows and patterns that show in rows of a dozen tokens, and few experts.
+_TINY_OF_FAMILY = {
+    "mistral": {"window": 3},
+    "gemma2": {"window": 3},
+    "gemma3": {"window": 3, "pattern": "local,local,global"},
+    "mixtral": {"experts": 4},
+    "qwen3_moe": {"experts": 4, "experts_per_token": 3},
+}
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +44,8 @@ def tiny_model():
     """Makes the architecture of a decoder that compiles in a second; options change it."""
 
     def make(vocab_size: int = 50, **options) -> TransformerConfig:
-        return architecture(ModelConfig(**_TINY | options), vocab_size)
+        of_family = _TINY_OF_FAMILY.get(options.get("family", ""), {})
+        return architecture(ModelConfig(**_TINY | of_family | options), vocab_size)
 
     return make
 
@@ -52,10 +61,14 @@ def tiny_params():
     def make(model: TransformerConfig, seed: int = 0, scale: float = 3.0) -> dict:
         def enlarged(key: jax.Array) -> dict:
             def draw(path: str, leaf: jax.Array) -> jax.Array:
-                if not path.endswith("kernel"):
-                    return leaf if path.endswith("scale") else leaf * scale
                 own_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-                return scale * leaf.shape[-2] ** -0.5 * jax.random.normal(own_key, leaf.shape)
+                drawn = jax.random.normal(own_key, leaf.shape)
+                if path.endswith("kernel"):
+                    return scale * leaf.shape[-2] ** -0.5 * drawn
+                if "post_norm" in path:
+                    return drawn
+                of_layer = path.endswith(("scale", "bias"))
+                return leaf + 0.3 * drawn if of_layer else leaf * scale
 
             return trees.map_with_paths(draw, init_params(model, key))
 

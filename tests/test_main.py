@@ -58,7 +58,7 @@ def refused(tmp_path, config_file, text, capsys):
         arguments = [f"--config={config or config_file(stage)}"]
         arguments += [f"--workdir={workdir}"] if workdir else []
         if stage == "pretrain":
-            arguments += [f"--config.data.train={text}", "--config.tokenizer.vocab_size=272"]
+            arguments += [f"--config.data.train={text}", "--config.tokenizer.vocab_size=273"]
         assert main([*arguments, *fields]) == code
         out, err = capsys.readouterr()
         assert out == ""
@@ -81,7 +81,7 @@ def refused(tmp_path, config_file, text, capsys):
         ("--config.batch_size=12", "config.batch_size: 12 rows cannot be divided over the 8"),
         ("--config.batch_size=8 --config.micro_batch_size=4", "config.micro_batch_size: 4 rows"),
         ("--config.batch_size=8 --config.micro_batch_size=3", "3 does not divide batch_size 8"),
-        ("--config.mesh.data=3", "config.mesh: data 3 x fsdp 1 x tensor 1 does not fit 8 device"),
+        ("--config.mesh.data=3", "config.mesh: data 3 x fsdp 1 x expert 1 x tensor 1 does not fit"),
         ("--config.mesh.fsdp=5", "does not fit 8 device(s); the product of the axes"),
         ("--config.mesh.fsdp=0", "config.mesh.fsdp: must be positive, or -1"),
         ("--config.mesh.fsdp=-1", "only one axis of the mesh may be -1"),

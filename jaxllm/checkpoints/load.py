@@ -28,6 +28,8 @@ class LoadedModel(NamedTuple):
 def load_model(path: str | Path, mesh: Mesh) -> LoadedModel:
     """The newest readable checkpoint of the run directory at `path`, laid out over `mesh`.
 
+    Of a run that averages its parameters (`train.ema`), the checkpoint gives the average.
+
     Raises:
         UserError: there is no such run, or it has no checkpoint yet.
     """

@@ -1,150 +1,162 @@
-"""The parts of a decoder layer: the one `Linear`, normalisation, attention and MLP."""
+"""A decoder layer: attention and MLP, or experts, on the residual stream."""
 
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxllm.models.config import AttentionConfig, LayerConfig, MlpConfig
-from jaxllm.ops.attention import attention
-from jaxllm.ops.rotary import rotate
+from jaxllm.models.attention import Attention, Context, KeyValue
+from jaxllm.models.config import (
+    DTypes,
+    LatentAttentionConfig,
+    LayerConfig,
+    MixtureConfig,
+    MlpConfig,
+)
+from jaxllm.models.latent_attention import LatentAttention, LatentCache
+from jaxllm.models.parts import ACTIVATIONS, Linear, Norm, dropout
+from jaxllm.ops.experts import expert_mlp, route
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
 
-
-class Context(NamedTuple):
-    """Where each token of a batch stands; the same for every layer."""
-
-    positions: Int[Array, "batch seq"]
-    """Position within the segment, from 0."""
-    segment_ids: Int[Array, "batch seq"]
-    """Which document of the row a token belongs to, from 1; 0 is padding."""
+# What a layer keeps for decoding, by its kind of attention.
+LayerCache = KeyValue | LatentCache
 
 
-class KeyValue(NamedTuple):
-    """Keys and values of one layer for each position, of one segment (a cache)."""
+class RouterLosses(NamedTuple):
+    """What a mixture adds to the loss, summed over each row's tokens (`jaxllm.ops.experts`)."""
 
-    key: Float[Array, "... keys kv_heads head_dim"]
-    value: Float[Array, "... keys kv_heads head_dim"]
-
-
-class Linear(nn.Module):
-    """x @ kernel: every matrix product of the model with its parameters.
-
-    The kernel is a matrix [in, out], float32, cast to the dtype of the input.
-    """
-
-    features: int
-    zero_init: bool = False
-    """Begin at zero, rather than at a truncated normal of standard deviation 1/√in."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        return x @ kernel.astype(x.dtype)
+    load_balance: Float[Array, " batch"]
+    router_z: Float[Array, " batch"]
 
 
-class RMSNorm(nn.Module):
-    """x / √(mean(x²) + eps) · scale (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467).
-
-    Computed in float32, returned in the dtype of the input.
-    """
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
-
-
-class Attention(nn.Module):
-    """Grouped-query self-attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245)."""
-
-    config: AttentionConfig
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch seq embed"],
-        context: Context,
-        cache: KeyValue | None = None,
-    ) -> tuple[Float[Array, "batch seq embed"], KeyValue | None]:
-        """Attends within `x`, or, with a cache, writes into it at `positions` and attends to it."""
-        config = self.config
-        batch, seq, embed = x.shape
-
-        def heads(name: str, count: int) -> Float[Array, "batch seq heads head_dim"]:
-            projected = Linear(count * config.head_dim, name=name)(x)
-            projected = projected.reshape(batch, seq, count, config.head_dim)
-            return constrain(projected, BATCH_AXES, None, "tensor")
-
-        query = rotate(heads("query", config.heads), context.positions, config.rope_theta)
-        key = rotate(heads("key", config.kv_heads), context.positions, config.rope_theta)
-        value = heads("value", config.kv_heads)
-
-        key_context = context
-        if cache is not None:
-            rows = jnp.arange(batch)[:, None]
-            cache = KeyValue(
-                key=cache.key.at[rows, context.positions].set(key.astype(cache.key.dtype)),
-                value=cache.value.at[rows, context.positions].set(value.astype(cache.value.dtype)),
-            )
-            key, value = cache
-            slots = jnp.broadcast_to(jnp.arange(key.shape[1]), (batch, key.shape[1]))
-            key_context = Context(positions=slots, segment_ids=jnp.ones_like(slots))
-        mixed = attention(
-            query,
-            key,
-            value,
-            query_positions=context.positions,
-            key_positions=key_context.positions,
-            query_segment_ids=context.segment_ids,
-            key_segment_ids=key_context.segment_ids,
-            backend=config.backend,
-        )
-        mixed = mixed.reshape(batch, seq, config.heads * config.head_dim)
-        return Linear(embed, zero_init=True, name="output")(mixed), cache
-
-
-class GatedMlp(nn.Module):
-    """down(silu(gate(x)) · up(x)) (Shazeer 2020, https://arxiv.org/abs/2002.05202)."""
+class Mlp(nn.Module):
+    """down(act(gate(x)) · up(x)) (Shazeer 2020, https://arxiv.org/abs/2002.05202), or, without
+    a gate, down(act(up(x)))."""
 
     config: MlpConfig
+    dtypes: DTypes
+    zero_init: bool = True
+    """Whether the last matrix begins at zero."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
-        gate = Linear(self.config.width, name="gate")(x)
-        up = Linear(self.config.width, name="up")(x)
-        inner = constrain(nn.silu(gate) * up, BATCH_AXES, None, "tensor")
-        return Linear(x.shape[-1], zero_init=True, name="down")(inner)
+        config = self.config
+        activate = ACTIVATIONS[config.activation]
+        inner = Linear(config.width, self.dtypes, config.bias, name="up")(x)
+        if config.gated:
+            gate = Linear(config.width, self.dtypes, config.bias, name="gate")(x)
+            inner = activate(gate) * inner
+        else:
+            inner = activate(inner)
+        inner = constrain(inner, BATCH_AXES, None, "tensor")
+        down = Linear(x.shape[-1], self.dtypes, config.bias, self.zero_init, name="down")
+        return down(inner)
+
+
+class Mixture(nn.Module):
+    """Σ over the chosen experts of weight · MLP(x) (Shazeer et al. 2017,
+    https://arxiv.org/abs/1701.06538); no token is dropped."""
+
+    config: MixtureConfig
+    dtypes: DTypes
+    zero_init: bool = True
+    """Whether the last matrix of every expert begins at zero."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch seq embed"], segment_ids: Int[Array, "batch seq"]
+    ) -> tuple[Float[Array, "batch seq embed"], RouterLosses]:
+        config, embed = self.config, x.shape[-1]
+        scores = Linear(config.experts, self.dtypes, result_dtype="float32", name="router")(x)
+        routing = route(
+            scores, config.per_token, normalise=config.normalise, counted=segment_ids > 0
+        )
+        gate, up, down = _Experts(config, embed, self.dtypes, self.zero_init, name="experts")()
+        mixed = expert_mlp(
+            x, routing.choices, routing.weights, gate, up, down, ACTIVATIONS[config.activation]
+        )
+        return mixed, RouterLosses(routing.load_balance, routing.router_z)
+
+
+class _Experts(nn.Module):
+    """The kernels of all experts, stacked: gate and up [experts, embed, width], and down."""
+
+    config: MixtureConfig
+    embed: int
+    dtypes: DTypes
+    zero_init: bool
+
+    @nn.compact
+    def __call__(self) -> tuple[Float[Array, "experts in out"], ...]:
+        inner = (self.config.experts, self.embed, self.config.width)
+        outer = (self.config.experts, self.config.width, self.embed)
+        drawn = nn.initializers.lecun_normal(batch_axis=0)
+        last = nn.initializers.zeros if self.zero_init else drawn
+        kernels = (("gate", inner, drawn), ("up", inner, drawn), ("down", outer, last))
+        return tuple(
+            _Kernel(shape, init, self.dtypes.params, name=name)() for name, shape, init in kernels
+        )
+
+
+class _Kernel(nn.Module):
+    """A parameter `kernel` of its own."""
+
+    shape: tuple[int, ...]
+    initializer: nn.initializers.Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "..."]:
+        return self.param("kernel", self.initializer, self.shape, jnp.dtype(self.dtype))
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
+    """x + attention(norm(x)), then x + mlp(norm(x)); where the configuration says so, what is
+    added is normalised too.
 
     The last matrix of each branch begins at zero (Zhang et al. 2019, Fixup,
     https://arxiv.org/abs/1901.09321), so that a new layer is the identity. Otherwise the branches
-    drown the small embeddings: docs/performance.md has the figures.
+    drown the small embeddings: docs/performance.md has the figures. Where a norm comes after it,
+    which would make anything near zero large, the norm's scale begins at zero instead.
     """
 
     config: LayerConfig
+    dtypes: DTypes
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch seq embed"],
         context: Context,
-        cache: KeyValue | None = None,
-    ) -> tuple[Float[Array, "batch seq embed"], KeyValue | None]:
-        config = self.config
-        normed = RMSNorm(config.norm_eps, name="attention_norm")(x)
-        mixed, cache = Attention(config.attention, name="attention")(normed, context, cache)
-        x = constrain(x + mixed, BATCH_AXES)
-        normed = RMSNorm(config.norm_eps, name="mlp_norm")(x)
-        x = x + GatedMlp(config.mlp, name="mlp")(normed)
-        return constrain(x, BATCH_AXES), cache
+        cache: LayerCache | None = None,
+    ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None, RouterLosses | None]:
+        config, dtypes = self.config, self.dtypes
+        zero_init = not config.post_norms
+
+        def added(
+            name: str, branch: Float[Array, "batch seq embed"]
+        ) -> Float[Array, "batch seq embed"]:
+            if config.post_norms:
+                norm = Norm(config.norm, dtypes, zero_init=True, name=f"{name}_post_norm")
+                branch = norm(branch)
+            return dropout(branch, config.dropout, context.dropout_keys, name)
+
+        normed = Norm(config.norm, dtypes, name="attention_norm")(x)
+        mixed, cache = self._attention(zero_init)(normed, context, cache)
+        x = constrain(x + added("attention", mixed), BATCH_AXES)
+
+        normed = Norm(config.norm, dtypes, name="mlp_norm")(x)
+        losses = None
+        if isinstance(config.mlp, MixtureConfig):
+            mixture = Mixture(config.mlp, dtypes, zero_init, name="mlp")
+            mixed, losses = mixture(normed, context.segment_ids)
+        else:
+            mixed = Mlp(config.mlp, dtypes, zero_init, name="mlp")(normed)
+        return constrain(x + added("mlp", mixed), BATCH_AXES), cache, losses
+
+    def _attention(self, zero_init: bool) -> nn.Module:
+        config = self.config.attention
+        if isinstance(config, LatentAttentionConfig):
+            return LatentAttention(config, self.dtypes, zero_init, name="attention")
+        return Attention(config, self.dtypes, zero_init, name="attention")

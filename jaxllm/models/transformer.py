@@ -1,63 +1,99 @@
-"""The decoder: embedding, scanned stacks of layers, final norm. It returns hidden states.
+"""The Transformer: embedding, scanned stacks of layers, final norm. It returns hidden states.
 
-Heads and losses read the hidden states: `output_matrix` gives the projection to the vocabulary,
+Heads and losses read the hidden states: `output_head` gives the projection to the vocabulary,
 and `jaxllm.ops.vocabulary` turns both into log-probabilities.
 """
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from jaxllm import trees
-from jaxllm.models.config import StackConfig, TransformerConfig
-from jaxllm.models.layers import Context, KeyValue, Layer, RMSNorm
+from jaxllm.errors import UserError
+from jaxllm.models.attention import Context, KeyValue
+from jaxllm.models.config import LatentAttentionConfig, StackConfig, TransformerConfig
+from jaxllm.models.latent_attention import LatentCache
+from jaxllm.models.layers import Layer, LayerCache, RouterLosses
+from jaxllm.models.parts import PRODUCT, Norm, dropout
+from jaxllm.ops.rotary import rotation
+from jaxllm.ops.vocabulary import OutputHead
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
 
 # One entry a stack, one a layer of its unit; the arrays lead with the stack's repeats.
-Cache = tuple[tuple[KeyValue, ...], ...]
+Cache = tuple[tuple[LayerCache, ...], ...]
 
 _REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# Kernels of a stack are [repeats, in, out].
+# Kernels of a stack are [repeats, in, out], those of experts [repeats, experts, in, out].
 SHARDING_RULES = (
     (r"embedding", PartitionSpec("tensor", "fsdp")),
+    (r"position_embedding", PartitionSpec(None, "fsdp")),
     (r"output", PartitionSpec("fsdp", "tensor")),
+    (r"stack_\d+/.*/experts/(gate|up)/kernel", PartitionSpec(None, "expert", "fsdp", "tensor")),
+    (r"stack_\d+/.*/experts/down/kernel", PartitionSpec(None, "expert", "tensor", "fsdp")),
+    (r"stack_\d+/.*/router/kernel", PartitionSpec(None, "fsdp", None)),
+    # Every head reads the whole latent.
+    (r"stack_\d+/.*/(query|latent)_down/kernel", PartitionSpec(None, "fsdp", None)),
     (r"stack_\d+/.*/(query|key|value|gate|up)/kernel", PartitionSpec(None, "fsdp", "tensor")),
+    (r"stack_\d+/.*/(query|key|value|gate|up)/bias", PartitionSpec(None, "tensor")),
     (r"stack_\d+/.*/(output|down)/kernel", PartitionSpec(None, "tensor", "fsdp")),
-    (r".*norm/scale", PartitionSpec()),
+    (r"stack_\d+/.*/(output|down)/bias", PartitionSpec()),
+    (r".*norm/(scale|bias)", PartitionSpec()),
 )
+
+
+class Output(NamedTuple):
+    """What a forward pass gives."""
+
+    hidden: Float[Array, "batch seq embed"]
+    """Last hidden states, in the compute dtype."""
+    cache: Cache | None
+    """The cache with these tokens written in."""
+    router: RouterLosses | None
+    """Of the mean layer with experts, for each row; None where there are no experts."""
 
 
 class Unit(nn.Module):
     """The layers that a stack repeats, one after another."""
 
     stack: StackConfig
+    config: TransformerConfig
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch seq embed"],
-        cache: tuple[KeyValue, ...] | None,
+        repeat: tuple[Int[Array, ""], tuple[LayerCache, ...] | None],
         context: Context,
-    ) -> tuple[Float[Array, "batch seq embed"], tuple[KeyValue | None, ...]]:
-        written = []
-        for index, config in enumerate(self.stack.unit):
-            layer = Layer(config, name=f"layer_{index}")
-            x, layer_cache = layer(x, context, None if cache is None else cache[index])
+    ) -> tuple[
+        Float[Array, "batch seq embed"],
+        tuple[tuple[LayerCache | None, ...], tuple[RouterLosses, ...]],
+    ]:
+        """`repeat` is the number of the unit's first layer, and its part of the cache."""
+        first, cache = repeat
+        written, losses = [], []
+        for index, layer_config in enumerate(self.stack.unit):
+            layer = Layer(layer_config, self.config.dtypes, name=f"layer_{index}")
+            own = context._replace(dropout_keys=_folded(context.dropout_keys, first + index))
+            x, layer_cache, loss = layer(x, own, None if cache is None else cache[index])
             written.append(layer_cache)
-        return x, tuple(written)
+            losses += [] if loss is None else [loss]
+        return x, (tuple(written), tuple(losses))
 
 
 class Transformer(nn.Module):
-    """A decoder-only Transformer.
+    """A Transformer of one tower: a decoder, or, where nothing is causal, an encoder.
 
-    Parameters: `embedding` [vocab, width]; `stack_I/layer_J/...`, each with a leading axis of
-    the stack's repeats; `final_norm/scale`; and `output` [width, vocab] unless tied.
+    Parameters: `embedding` [vocab, width]; `position_embedding` [max_positions, width] where
+    positions are learned; `stack_I/layer_J/...`, each with a leading axis of the stack's
+    repeats; `final_norm/...`; and `output` [width, vocab] unless tied.
     """
 
     config: TransformerConfig
@@ -69,33 +105,62 @@ class Transformer(nn.Module):
         positions: Int[Array, "batch seq"],
         segment_ids: Int[Array, "batch seq"],
         cache: Cache | None = None,
-    ) -> tuple[Float[Array, "batch seq embed"], Cache | None]:
-        """Last hidden states, in the compute dtype, and the cache with these tokens written in.
+        *,
+        prefix: Int[Array, "batch seq"] | None = None,
+        dropout_keys: Key[Array, " batch"] | None = None,
+    ) -> Output:
+        """Hidden states of a batch of rows.
 
         Args:
             tokens: ids in [0, vocab_size).
             positions: position of each token within its segment; with a cache also the slot
-                that it is written to.
+                that it is written to. Without one, segments are runs of tokens in which
+                positions rise by one.
             segment_ids: tokens see only their own segment; 0 is padding. With a cache the
                 segment is 1.
             cache: from `empty_cache`, or None to attend within `tokens` alone.
+            prefix: length of the beginning of the token's segment that all of the segment sees.
+            dropout_keys: a key a row; None drops nothing.
         """
         config = self.config
-        embedding = self.param(
-            "embedding", nn.initializers.normal(0.02), (config.vocab_size, config.width)
-        )
-        if not config.tied:
-            self.param("output", nn.initializers.normal(0.02), (config.width, config.vocab_size))
-        x = jnp.take(embedding, tokens, axis=0).astype(config.dtype)
-        x = constrain(x, BATCH_AXES)
-        context = Context(positions, segment_ids)
-        written = []
+        x = self._embedded(tokens, positions)
+        x = constrain(dropout(x, config.embedding_dropout, dropout_keys, "embedding"), BATCH_AXES)
+        rotary = {layer.attention.rotary for layer in config.unrolled}
+        rotations = {kind: rotation(positions, kind) for kind in rotary if kind}
+        context = Context(positions, segment_ids, rotations, prefix, dropout_keys)
+        written, losses, first = [], [], 0
         for index, stack in enumerate(config.stacks):
+            numbers = first + len(stack.unit) * jnp.arange(stack.repeats)
             scanned = self._scanned(stack, name=f"stack_{index}")
-            x, stack_cache = scanned(x, None if cache is None else cache[index], context)
+            x, (stack_cache, stack_losses) = scanned(
+                x, (numbers, None if cache is None else cache[index]), context
+            )
             written.append(stack_cache)
-        hidden = RMSNorm(config.norm_eps, name="final_norm")(x)
-        return hidden, None if cache is None else tuple(written)
+            losses += stack_losses
+            first += stack.repeats * len(stack.unit)
+        hidden = Norm(config.norm, config.dtypes, name="final_norm")(x)
+        return Output(hidden, None if cache is None else tuple(written), self._mean(losses))
+
+    def _embedded(
+        self, tokens: Int[Array, "batch seq"], positions: Int[Array, "batch seq"]
+    ) -> Float[Array, "batch seq embed"]:
+        config = self.config
+        dtype, params = config.dtypes.compute, jnp.dtype(config.dtypes.params)
+        drawn, shape = nn.initializers.normal(0.02), (config.vocab_size, config.width)
+        embedding = self.param("embedding", drawn, shape, params)
+        if not config.tied:
+            self.param("output", drawn, shape[::-1], params)
+        x = jnp.take(embedding, tokens, axis=0).astype(dtype)
+        if config.embedding_scale != 1:
+            x = x * jnp.asarray(config.embedding_scale, dtype)
+        if config.learned_positions:
+            shape = (config.learned_positions, config.width)
+            table = self.param("position_embedding", drawn, shape, params)
+            # Slots of padding may lie beyond the table; nobody reads what they hold.
+            x = x + jnp.take(table, positions, axis=0, mode="clip").astype(dtype)
+        if config.sinusoidal:
+            x = x + sinusoids(positions, config.width).astype(dtype)
+        return x
 
     def _scanned(self, stack: StackConfig, name: str) -> nn.Module:
         """The unit of a stack, scanned over its repeats."""
@@ -112,11 +177,27 @@ class Transformer(nn.Module):
             # The check traces each layer once more, and refuses the callbacks of a diagnosis.
             check_constancy_invariants=False,
         )
-        return scanned(stack, name=name)
+        return scanned(stack, self.config, name=name)
+
+    def _mean(self, losses: list[RouterLosses]) -> RouterLosses | None:
+        """The router losses of the mean layer, from those of each, [repeats, batch]."""
+        if not losses:
+            return None
+        layers = sum(loss.load_balance.shape[0] for loss in losses)
+        total = jax.tree.map(lambda *leaves: sum(leaf.sum(0) for leaf in leaves), *losses)
+        return jax.tree.map(lambda leaf: leaf / layers, total)
+
+
+def sinusoids(positions: Int[Array, "batch seq"], width: int) -> Float[Array, "batch seq {width}"]:
+    """Sines, then cosines, of positions · 10000^(-2i/width) (Vaswani et al. 2017, section 3.5,
+    https://arxiv.org/abs/1706.03762, there interleaved); float32."""
+    half = -(-width // 2)
+    angles = positions[..., None] * 10_000.0 ** (-jnp.arange(half) / half)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[..., :width]
 
 
 def init_params(config: TransformerConfig, key: jax.Array) -> dict:
-    """Random float32 parameters. Jit it with `out_shardings` to create them in place."""
+    """Random parameters. Jit it with `out_shardings` to create them in place."""
     token = jnp.zeros((1, 1), jnp.int32)
     return Transformer(config).init(key, token, token, token)["params"]
 
@@ -126,19 +207,47 @@ def param_shapes(config: TransformerConfig) -> dict:
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
-def output_matrix(params: trees.Tree) -> Float[Array, "embed vocab"]:
-    """The projection from hidden states to the vocabulary."""
-    return params["output"] if "output" in params else params["embedding"].T
+def output_head(config: TransformerConfig, params: trees.Tree) -> OutputHead:
+    """What projects hidden states to the vocabulary."""
+    matrix = params["output"] if "output" in params else params["embedding"].T
+    return OutputHead(matrix, config.logit_soft_cap, config.dtypes.reduction)
+
+
+def check_length(config: TransformerConfig, length: int, field: str) -> None:
+    """Checks that rows of `length` tokens, as `field` asks for, fit the table of positions.
+
+    Raises:
+        UserError: they do not.
+    """
+    if config.learned_positions and length > config.learned_positions:
+        raise UserError(
+            f"{field}: {length:,} tokens are more than the {config.learned_positions:,} positions "
+            "that the model has learned (config.model.max_positions)."
+        )
 
 
 def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
-    """A zeroed key-value cache of `length` positions for each of `batch` rows."""
+    """A zeroed cache of `length` positions for each of `batch` rows."""
 
-    def layer(stack: StackConfig, index: int) -> KeyValue:
+    def layer(stack: StackConfig, index: int) -> LayerCache:
         attention = stack.unit[index].attention
-        shape = (stack.repeats, batch, length, attention.kv_heads, attention.head_dim)
-        return KeyValue(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+        def zeros(*of_position: int) -> Float[Array, "repeats batch keys ..."]:
+            shape = (stack.repeats, batch, length, *of_position)
+            return jnp.zeros(shape, config.dtypes.compute)
+
+        if isinstance(attention, LatentAttentionConfig):
+            return LatentCache(zeros(attention.latent_width + attention.rope_head_dim))
+        heads = (attention.kv_heads, attention.head_dim)
+        return KeyValue(zeros(*heads), zeros(*heads))
 
     return tuple(
         tuple(layer(stack, index) for index in range(len(stack.unit))) for stack in config.stacks
     )
+
+
+def _folded(
+    keys: Key[Array, " batch"] | None, number: Int[Array, ""]
+) -> Key[Array, " batch"] | None:
+    """Keys of one layer, from those of the rows."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)

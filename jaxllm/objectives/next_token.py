@@ -3,13 +3,12 @@
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from jaxllm import trees
 from jaxllm.models.config import TransformerConfig
-from jaxllm.models.transformer import Transformer, output_matrix
-from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, Sums
-from jaxllm.ops.vocabulary import token_log_probs
+from jaxllm.models.transformer import Output, Transformer
+from jaxllm.objectives.cross_entropy import Predicted, cross_entropy
+from jaxllm.objectives.objective import Batch, Objective, Params, Rngs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,37 +28,31 @@ class NextTokenConfig:
 
 
 def next_token(model: TransformerConfig, config: NextTokenConfig) -> Objective:
-    """The objective L = Σ w·ℓ / Σ w + z · Σ w·log²Z / Σ w over the batch's `loss_weights` w.
-
-    ℓ = -(1-ε) log p(target) - ε mean over the vocabulary of log p, with ε the label smoothing
-    (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567); Z is the softmax normaliser
-    (z-loss: Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311). The metric `loss` is the
-    plain cross-entropy in nats, whatever the options.
+    """The cross-entropy of each token's successor, over the batch's `loss_weights`.
 
     A batch holds `tokens`, `targets`, `positions`, `segment_ids` int32 [batch, seq] and
     `loss_weights` float32 [batch, seq].
     """
-    coefficients = {"next_token": 1.0}
-    if config.z_loss:
-        coefficients["z_loss"] = config.z_loss
 
-    def weights(batch: Batch) -> Sums:
-        return dict.fromkeys(coefficients, jnp.sum(batch["loss_weights"]))
+    def weight(batch: Batch) -> Float[Array, ""]:
+        return jnp.sum(batch["loss_weights"])
 
-    def sums(params: Params, batch: Batch, frozen: Params, rng: Array) -> tuple[Sums, Metrics]:
-        del rng
-        params = trees.merge(params, frozen)
-        hidden, _ = Transformer(model).apply(
-            {"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"]
+    def predict(params: Params, batch: Batch, rngs: Rngs) -> Predicted:
+        output = Transformer(model).apply(
+            {"params": params},
+            batch["tokens"],
+            batch["positions"],
+            batch["segment_ids"],
+            dropout_keys=rngs,
         )
-        scores = token_log_probs(hidden, output_matrix(params), batch["targets"])
-        weight = batch["loss_weights"]
-        smoothing = config.label_smoothing
-        loss = -(1 - smoothing) * scores.log_prob - smoothing * scores.mean_log_prob
-        terms = {"next_token": jnp.sum(weight * loss)}
-        if config.z_loss:
-            terms["z_loss"] = jnp.sum(weight * jnp.square(scores.log_sum_exp))
-        metrics = {"loss": (-jnp.sum(weight * scores.log_prob), jnp.sum(weight))}
-        return terms, metrics
+        assert isinstance(output, Output)
+        return Predicted(output.hidden, batch["targets"], batch["loss_weights"], output.router)
 
-    return Objective(coefficients, weights, sums)
+    return cross_entropy(
+        "next_token",
+        model,
+        weight,
+        predict,
+        z_loss=config.z_loss,
+        label_smoothing=config.label_smoothing,
+    )

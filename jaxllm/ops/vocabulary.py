@@ -2,19 +2,33 @@
 
 The sequence is cut into chunks; the logits of one chunk live at a time, and, where there are
 several, are computed again in the backward pass instead of being kept. The batch stays split over
-`data` and `fsdp`, the vocabulary over `tensor`.
+`BATCH_AXES`, the vocabulary over `tensor`.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxllm.ops.products import product
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
 
 # Float32 logits that one chunk may hold on one device: 2^24 elements are 64 MiB.
 _CHUNK_ELEMENTS = 2**24
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputHead:
+    """What turns hidden states into logits."""
+
+    matrix: Float[Array, "embed vocab"]
+    """The output projection: the transposed embedding when tied."""
+    soft_cap: float = 0.0
+    """Logits x become c·tanh(x/c) for this c (Bello et al. 2016, as in Gemma 2); 0: never."""
+    reduction_dtype: str = "float32"
+    """In which the gradient of the matrix is summed."""
 
 
 class TokenLogProbs(NamedTuple):
@@ -31,21 +45,18 @@ class TokenLogProbs(NamedTuple):
 
 
 def logits(
-    hidden: Float[Array, "batch seq embed"], output_matrix: Float[Array, "embed vocab"]
+    hidden: Float[Array, "batch seq embed"], head: OutputHead
 ) -> Float[Array, "batch seq vocab"]:
     """Float32 logits of the few positions that generation samples from."""
-    product = jnp.einsum(
-        "bse,ev->bsv",
-        hidden,
-        output_matrix.astype(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return constrain(product, BATCH_AXES, None, "tensor")
+    result = product(hidden, head.matrix, "float32", head.reduction_dtype)
+    if head.soft_cap:
+        result = head.soft_cap * jnp.tanh(result / head.soft_cap)
+    return constrain(result, BATCH_AXES, None, "tensor")
 
 
 def token_log_probs(
     hidden: Float[Array, "batch seq embed"],
-    output_matrix: Float[Array, "embed vocab"],
+    head: OutputHead,
     labels: Int[Array, "batch seq"],
     chunk: int = 0,
 ) -> TokenLogProbs:
@@ -53,18 +64,18 @@ def token_log_probs(
 
     Args:
         hidden: the model's last hidden states.
-        output_matrix: the output projection (the transposed embedding when tied).
+        head: the projection to the vocabulary.
         labels: ids in [0, vocab); what stands at positions of weight 0 does not matter.
         chunk: positions of the sequence at a time; 0 chooses by memory.
     """
     batch, seq, _ = hidden.shape
-    chunk = chunk or chunk_length(batch, seq, output_matrix.shape[-1])
+    chunk = chunk or chunk_length(batch, seq, head.matrix.shape[-1])
     chunks = -(-seq // chunk)
 
     def one_chunk(
         hidden: Float[Array, "batch chunk embed"], labels: Int[Array, "batch chunk"]
     ) -> TokenLogProbs:
-        scores = logits(hidden, output_matrix)
+        scores = logits(hidden, head)
         log_sum_exp = jax.nn.logsumexp(scores, axis=-1)
         # A one-hot product rather than a gather: the vocabulary may be split over devices.
         is_label = labels[..., None] == jnp.arange(scores.shape[-1])

@@ -24,14 +24,19 @@ PaLM, appendix B (arXiv:2204.02311), except that the latter counts attention in 
 import math
 
 from jaxllm import trees
-from jaxllm.models.config import TransformerConfig
+from jaxllm.models.config import (
+    AttentionConfig,
+    LatentAttentionConfig,
+    MixtureConfig,
+    TransformerConfig,
+)
 from jaxllm.models.transformer import param_shapes
 
 BACKWARD_PER_FORWARD = 2
 
 
 def forward_flops_per_token(
-    matrix_parameters: int, layers: int, attention_width: int, seq_len: int
+    matrix_parameters: int, layers: int, attention_width: int | float, seq_len: int
 ) -> float:
     """FLOPs of one forward pass per token of a sequence of `seq_len` tokens.
 
@@ -39,7 +44,8 @@ def forward_flops_per_token(
         matrix_parameters: N of the module docstring: elements of all matrices, the output matrix
             included (also when tied), the input embedding not.
         layers: number of layers with attention.
-        attention_width: query heads times head size; fewer key-value heads change nothing.
+        attention_width: query heads times head size (where keys and values differ in it, the mean
+            of both); fewer key-value heads change nothing.
         seq_len: length of the sequence, in tokens.
     """
     attention = 2.0 * layers * seq_len * attention_width
@@ -47,7 +53,7 @@ def forward_flops_per_token(
 
 
 def training_flops_per_token(
-    matrix_parameters: int, layers: int, attention_width: int, seq_len: int
+    matrix_parameters: int, layers: int, attention_width: int | float, seq_len: int
 ) -> float:
     """FLOPs of forward and backward per token; arguments as in `forward_flops_per_token`."""
     forward = forward_flops_per_token(matrix_parameters, layers, attention_width, seq_len)
@@ -55,16 +61,30 @@ def training_flops_per_token(
 
 
 def model_training_flops_per_token(model: TransformerConfig, seq_len: int) -> float:
-    """`training_flops_per_token` of a decoder."""
+    """`training_flops_per_token` of a model; of a mixture's experts those that a token goes to."""
+    layers = model.unrolled
     kernels = sum(
-        math.prod(leaf.shape)
+        _elements_used(model, path, leaf.shape)
         for path, leaf in trees.leaves_with_paths(param_shapes(model))
         if path.endswith("/kernel")
     )
-    attention = [layer.attention for stack in model.stacks for layer in stack.unit * stack.repeats]
     return training_flops_per_token(
         kernels + model.vocab_size * model.width,
-        len(attention),
-        max(layer.heads * layer.head_dim for layer in attention),
+        len(layers),
+        max(_attention_width(layer.attention) for layer in layers),
         seq_len,
     )
+
+
+def _attention_width(attention: AttentionConfig | LatentAttentionConfig) -> float:
+    return attention.heads * (attention.head_dim + attention.value_dim) / 2
+
+
+def _elements_used(model: TransformerConfig, path: str, shape: tuple[int, ...]) -> int:
+    """The elements of a kernel that one token is multiplied by."""
+    if "/experts/" not in path:
+        return math.prod(shape)
+    stack, layer = (int(name.split("_")[-1]) for name in path.split("/")[:2])
+    mixture = model.stacks[stack].unit[layer].mlp
+    assert isinstance(mixture, MixtureConfig)
+    return math.prod(shape) // mixture.experts * mixture.per_token

@@ -1,9 +1,10 @@
 """The device mesh: its axes, its configuration, and how a batch lies on it.
 
 Axes, from the outside in: `data` replicates parameters and splits the batch; `fsdp` splits the
-batch and the parameters (gathered layer by layer when used); `tensor` splits heads, the inner
-width of the MLP and the vocabulary. Data parallelism alone is the default, and the program is
-the same on one device.
+batch and the parameters (gathered layer by layer when used); `expert` splits the batch and the
+experts of a mixture (all other parameters are replicated); `tensor` splits heads, the inner width
+of the MLP and the vocabulary. Data parallelism alone is the default, and the program is the same
+on one device.
 """
 
 import dataclasses
@@ -17,8 +18,8 @@ from jaxtyping import Array, Shaped
 
 from jaxllm.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "expert", "tensor")
+BATCH_AXES = ("data", "fsdp", "expert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,8 @@ class MeshConfig:
     """Replicas of the parameters, each with its share of the batch; -1: all devices left over."""
     fsdp: int = 1
     """Shards of the parameters and of the batch (fully sharded data parallelism)."""
+    expert: int = 1
+    """Shards of the batch, and of the experts of a mixture (expert parallelism)."""
     tensor: int = 1
     """Shards of attention heads, MLP width and vocabulary (tensor parallelism)."""
 
@@ -41,7 +44,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes `data`, `fsdp`, `tensor` over `devices` (by default, all).
+    """A mesh with the axes of `AXES` over `devices` (by default, all).
 
     Raises:
         UserError: the product of the axes is not the number of devices.
@@ -64,7 +67,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """How a batch lies on the mesh: rows over `data` and `fsdp`."""
+    """How a batch lies on the mesh: rows over `BATCH_AXES`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 

@@ -1,4 +1,4 @@
-"""The `evaluate` stage: loss, perplexity and bits per byte of a run's model on text."""
+"""The `evaluate` stage: a run's model measured on text, by the objective it was trained with."""
 
 import dataclasses
 import tempfile
@@ -16,7 +16,8 @@ from jaxllm.data.packing import packed_rows
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator, predicted_tokens, text_scores
-from jaxllm.objectives.next_token import NextTokenConfig, next_token
+from jaxllm.models.transformer import check_length
+from jaxllm.objectives.pretraining import ObjectiveConfig, make_objective, objective_config_of
 from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.tables import print_summary
 from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
@@ -46,7 +47,7 @@ class EvaluateDataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """A trained model measured on text."""
+    """A trained model measured on text, by the objective of its training."""
 
     stage: str = "evaluate"
     """Always `evaluate`."""
@@ -75,6 +76,7 @@ def run(config: EvaluateConfig, workdir: Path | None) -> None:
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as scratch:
         loaded = load_model(config.init, mesh)
+        check_length(loaded.model, data.seq_len, "config.data.seq_len")
         phases = Phases()
         if config.data.eval:
             given = dataclasses.asdict(config.data) | {"seq_len": data.seq_len}
@@ -85,7 +87,8 @@ def run(config: EvaluateConfig, workdir: Path | None) -> None:
             tokenizer = TokenizerConfig(path=str(source.tokenizer))
             corpus = prepare_corpus(data, tokenizer, source.path, phases, source.data())
             store, split = corpus.eval, corpus.split
-        scores = _scores(config, loaded, store, data) | reading_scores(split)
+        objective = objective_config_of(source)
+        scores = _scores(config, loaded, objective, store, data) | reading_scores(split)
     if directory is not None:
         directory.begin(dataclasses.asdict(config))
         directory.write_summary(scores)
@@ -93,14 +96,19 @@ def run(config: EvaluateConfig, workdir: Path | None) -> None:
 
 
 def _scores(
-    config: EvaluateConfig, loaded: LoadedModel, store: TokenStore, data: DataConfig
+    config: EvaluateConfig,
+    loaded: LoadedModel,
+    objective: ObjectiveConfig,
+    store: TokenStore,
+    data: DataConfig,
 ) -> dict[str, float]:
     rows = packed_rows(store, data.packing, data.seq_len, data.document_mask)
     mesh = jax.sharding.get_mesh()
     batches = EvalBatches(rows, config.batch_size, batch_sharding(mesh))
-    evaluate = LossEvaluator(next_token(loaded.model, NextTokenConfig()))
+    evaluate = LossEvaluator(make_objective(loaded.model, objective, loaded.tokenizer))
     loss, _ = evaluate(loaded.params, {}, batches)["loss"]
-    return text_scores(loss, store) | {
+    scores = text_scores(loss, store) if objective.every_token else {"eval/loss": loss}
+    return scores | {
         "eval/tokens": float(predicted_tokens(store)),
         "eval/bytes": float(store.num_bytes),
     }

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from jaxllm import trees
@@ -19,11 +18,12 @@ from jaxllm.sharding.mesh import batch_shards
 from jaxllm.sharding.rules import Rules, with_shardings
 from jaxllm.stages.fields import TrainingFields
 from jaxllm.training.diagnose import first_non_finite
-from jaxllm.training.loop import Run, Source, checkpoint_items, train
+from jaxllm.training.learning_rates import check_factors, parse_factors
+from jaxllm.training.loop import Run, Source, checkpoint_items, state_of, train
 from jaxllm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxllm.training.recorder import Recorder
 from jaxllm.training.state import TrainState
-from jaxllm.training.step import init_state, jit_step, make_train_step, state_shapes
+from jaxllm.training.step import init_state, jit_step, make_train_step, row_keys, state_shapes
 
 Evaluate = Callable[[int, TrainState, Params], dict[str, float]]
 
@@ -40,7 +40,7 @@ def check_batch(config: TrainingFields, mesh: Mesh) -> None:
         field = "micro_batch_size" if config.micro_batches > 1 else "batch_size"
         raise UserError(
             f"config.{field}: {rows} rows cannot be divided over the {shards} devices along the "
-            f"mesh's data and fsdp axes; make it a multiple of {shards}."
+            f"mesh's data, fsdp and expert axes; make it a multiple of {shards}."
         )
 
 
@@ -89,15 +89,20 @@ def fit(
         The last state, the parameters that were not trained, and what the loop measured.
     """
     optimizer = make_optimizer(config.optimizer)
+    factors = parse_factors(config.optimizer.learning_rates)
     shapes = with_shardings(param_shapes, rules, mesh)
     trainable_shapes, frozen_shapes = trees.split(shapes, config.train.trainable)
-    state_layout = state_shapes(trainable_shapes, optimizer, rules, mesh)
+    check_factors(factors, trainable_shapes)
+    averaged = config.train.ema > 0
+    state_layout = state_shapes(trainable_shapes, optimizer, rules, mesh, averaged)
     step_function = make_train_step(
         objective,
         optimizer,
         learning_rate_schedule(config.optimizer, config.steps),
         micro_batches=config.micro_batches,
         seed=config.seed,
+        factors=factors,
+        ema=config.train.ema,
     )
     peak = config.log.peak_tflops * 1e12 or peak_flops(mesh.devices.flat[0].device_kind)
     with contextlib.ExitStack() as stack:
@@ -116,8 +121,12 @@ def fit(
             frozen=frozen,
             source=source,
             evaluate=lambda step, state: evaluate(step, state, frozen),
-            diagnose=lambda state, batch: first_non_finite(
-                objective, state.params, frozen, batch, jax.random.key(config.seed)
+            diagnose=lambda step, state, batch: first_non_finite(
+                objective,
+                state.params,
+                frozen,
+                batch,
+                row_keys(config.seed, step - 1, config.batch_size),
             ),
             recorder=recorder,
             checkpointer=checkpointer,
@@ -146,5 +155,4 @@ def _restored(
             f"config.steps: the run has already made {step:,} steps; give at least as many."
         )
     print(f"going on from step {step:,} of {config.steps:,}", file=sys.stderr)
-    trainable, frozen = trees.split(params, config.train.trainable)
-    return TrainState(params=trainable, **progress), frozen
+    return state_of(params, progress, config.train.trainable)

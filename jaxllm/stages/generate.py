@@ -9,6 +9,7 @@ from jaxllm.checkpoints.load import load_model
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.errors import UserError
 from jaxllm.inference.generate import generate_text
+from jaxllm.objectives.pretraining import objective_config_of
 from jaxllm.reporting.samples import append_samples
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.stages.fields import SamplingFields
@@ -44,8 +45,15 @@ def run(config: GenerateConfig, workdir: Path | None) -> None:
     with jax.set_mesh(mesh):
         loaded = load_model(config.init, mesh)
         prompts = [config.prompt] * config.samples
+        objective = objective_config_of(RunDirectory(config.init))
         texts = generate_text(
-            loaded.model, loaded.params, loaded.tokenizer, prompts, config.sampling(), config.seed
+            loaded.model,
+            loaded.params,
+            loaded.tokenizer,
+            prompts,
+            config.sampling(),
+            config.seed,
+            prompt_is_prefix=objective.prompt_is_prefix,
         )
     for text in texts:
         print(f"{config.prompt}{text}")

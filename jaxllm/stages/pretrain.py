@@ -1,4 +1,4 @@
-"""The `pretrain` stage: text in, trained decoder out."""
+"""The `pretrain` stage: text in, trained model out."""
 
 import dataclasses
 import itertools
@@ -28,9 +28,10 @@ from jaxllm.evaluation.references import reference_scores
 from jaxllm.inference.generate import generate_text
 from jaxllm.models.config import ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
-from jaxllm.models.transformer import SHARDING_RULES, init_params, param_shapes
-from jaxllm.objectives.next_token import NextTokenConfig, next_token
+from jaxllm.models.transformer import SHARDING_RULES, check_length, init_params, param_shapes
+from jaxllm.objectives.masked_word import mask_id
 from jaxllm.objectives.objective import Objective, Params
+from jaxllm.objectives.pretraining import ObjectiveConfig, check_model, make_objective
 from jaxllm.planning.flops import model_training_flops_per_token
 from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.report import write_report
@@ -42,26 +43,29 @@ from jaxllm.stages.data_scores import data_scores, phase_scores, print_mixture, 
 from jaxllm.stages.fields import SamplingFields, TrainingFields
 from jaxllm.stages.fit import check_batch, fit, is_finished
 from jaxllm.tokenizers.config import TokenizerConfig
+from jaxllm.tokenizers.tokenizer import configured_tokenizer
 from jaxllm.training.state import TrainState
 
 # xz takes a second for 2 MB, and looks back this far.
 _REFERENCE_BYTES = 64 * 2**20
 _SAMPLES = 2
+# Fields of the model that say how it is computed rather than what it is.
+_COMPUTED = ("dtype", "reduction_dtype", "remat", "attention", "dropout", "embedding_dropout")
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(TrainingFields, SamplingFields):
-    """A decoder trained on text from random parameters, or further from another run's."""
+    """A model trained on text from random parameters, or further from another run's."""
 
     stage: str = "pretrain"
     """Always `pretrain`."""
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
-    objective: NextTokenConfig = NextTokenConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     references: bool = True
     """Whether to measure gzip, xz and n-gram models on the held-out text, to compare with; left out
-    beyond 64 MiB of held-out or 1 GiB of training text."""
+    beyond 64 MiB of held-out or 1 GiB of training text, and where not every token is predicted."""
 
     def __post_init__(self) -> None:
         TrainingFields.__post_init__(self)
@@ -78,6 +82,7 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
         config = _continuing(config, directory)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
+    _check_model(config)
     directory.open(dataclasses.asdict(config))
     if is_finished(config, directory):
         print(f"{workdir}: the run is finished; raise config.steps to train on.")
@@ -97,7 +102,7 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
         scores = _train(config, directory, mesh, corpus, rows, model)
     scores |= data_scores(corpus)
     scores |= source_scores(rows) | rows.scalars(config.steps * config.batch_size)
-    if config.references and _affordable(corpus):
+    if config.references and config.objective.every_token and _affordable(corpus):
         scores |= _references(corpus)
     scores |= phase_scores(phases)
     scores["time/total"] = time.monotonic() - begin
@@ -114,13 +119,29 @@ def _continuing(config: PretrainConfig, directory: RunDirectory) -> PretrainConf
     """
     other = RunDirectory(config.init)
     model = model_config_of(directory if directory.config_path.exists() else other)
-    computed = {name: getattr(config.model, name) for name in ("dtype", "remat", "attention")}
+    computed = {name: getattr(config.model, name) for name in _COMPUTED}
     print(f"shape and tokenizer are those of {config.init}", file=sys.stderr)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(model, **computed),
         tokenizer=dataclasses.replace(config.tokenizer, path=str(other.tokenizer)),
     )
+
+
+def _check_model(config: PretrainConfig) -> None:
+    """Checks, before anything slow, that model and tokenizer fit the objective and the rows.
+
+    Raises:
+        UserError: they do not.
+    """
+    # The size of the vocabulary, which may not be known yet, does not matter here.
+    model = architecture(config.model, config.tokenizer.vocab_size)
+    check_model(model, config.objective)
+    check_length(model, config.data.seq_len, "config.data.seq_len")
+    if config.objective.kind == "masked_word" and config.tokenizer.path:
+        mask_id(configured_tokenizer(config.tokenizer))
+    if not config.model.causal:
+        print("the model sees both ways, and so cannot write: no samples", file=sys.stderr)
 
 
 def _train(
@@ -133,7 +154,7 @@ def _train(
 ) -> dict[str, float]:
     """Trains over the mesh in use; returns the final scores."""
     shapes = param_shapes(model)
-    objective = next_token(model, config.objective)
+    objective = make_objective(model, config.objective, corpus.tokenizer)
     source = BatchSource(rows.mixture, config.batch_size, batch_sharding(mesh))
     evaluation = _Evaluation(config, directory, mesh, corpus, model, objective)
     try:
@@ -186,7 +207,7 @@ class _Evaluation:
     def __call__(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]:
         scores = self._scores(state, frozen, self._config.eval.max_batches)
         self._latest = {step: scores}
-        self._write_samples(step, trees.merge(state.params, frozen))
+        self._write_samples(step, trees.merge(state.result, frozen))
         return scores
 
     def final_scores(self, state: TrainState, frozen: Params) -> dict[str, float]:
@@ -201,12 +222,15 @@ class _Evaluation:
         config = self._config
         rows = config.batch_size // config.micro_batches  # as many as training holds at once
         batches = EvalBatches(self._rows, rows, self._sharding, max_batches)
-        loss, _ = self._evaluate(state.params, frozen, batches)["loss"]
+        loss, _ = self._evaluate(state.result, frozen, batches)["loss"]
         # Where only some batches are evaluated, all text is taken to have as many tokens a byte.
-        return text_scores(loss, self._corpus.eval)
+        every = config.objective.every_token
+        return text_scores(loss, self._corpus.eval) if every else {"eval/loss": loss}
 
     def _write_samples(self, step: int, params: Params) -> None:
         config = self._config
+        if not self._model.causal:
+            return
         texts = generate_text(
             self._model,
             params,
@@ -214,6 +238,7 @@ class _Evaluation:
             [config.prompt] * _SAMPLES,
             config.sampling(),
             config.seed,
+            prompt_is_prefix=config.objective.prompt_is_prefix,
         )
         append_samples(self._directory.samples, step, [(config.prompt, text) for text in texts])
 

@@ -45,7 +45,7 @@ class ByteTokenizer(Tokenizer):
         self.vocab_size = len(self._special) + 256
         vocabulary = Vocabulary(self._ids.get, self._special, never_unknown=True)
         special_ids = choose_special_ids(vocabulary, asked or {}, declared or {})
-        self._set_special_ids(special_ids)
+        self._set_special_ids(special_ids, range(len(self._special)))
         identity = f"{special_ids}\n{json.dumps(['bytes', self._special])}"
         self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 

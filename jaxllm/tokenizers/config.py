@@ -36,6 +36,9 @@ class TokenizerConfig:
     unk_token: str = ""
     """Token of the tokenizer at `path` for what it cannot express; empty: as its files say, else
     the first well-known name it has, else none."""
+    mask_token: str = ""
+    """Token of the tokenizer at `path` that stands where a masked word is to be filled in; empty:
+    as its files say, else the first well-known name it has, else none."""
 
     def __post_init__(self) -> None:
         if self.kind not in TRAINERS:
@@ -47,7 +50,7 @@ class TokenizerConfig:
             raise ValueError(
                 f"vocab_size: must be at most {_LARGEST_VOCABULARY}; was {self.vocab_size}"
             )
-        for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        for name in ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token"):
             if getattr(self, name) and not self.path:
                 raise ValueError(
                     f"{name}: chooses a token of the tokenizer at path, and path is empty; one "

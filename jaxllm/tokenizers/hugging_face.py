@@ -55,7 +55,8 @@ class HuggingFaceTokenizer(Tokenizer):
             # Two objects, because the library keeps as state whether special tokens are parsed.
             self._parsing = hf.Tokenizer.from_str(json.dumps(content))
             content = _with_added_tokens(self._parsing, content, added)
-            self._plain = hf.Tokenizer.from_str(json.dumps(_all_marks_special(content)))
+            content = _all_marks_special(content)
+            self._plain = hf.Tokenizer.from_str(json.dumps(content))
         except Exception as error:  # the library raises bare `Exception`
             raise ValueError(str(error)) from None
         self._plain.encode_special_tokens = True
@@ -72,7 +73,8 @@ class HuggingFaceTokenizer(Tokenizer):
             asked or {},
             declared or {},
         )
-        self._set_special_ids(special)
+        marks = [token["content"] for token in content["added_tokens"] if token["special"]]
+        self._set_special_ids(special, [vocabulary[mark] for mark in marks])
         identity = f"{special}\n{self._parsing.to_str()}"
         self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 

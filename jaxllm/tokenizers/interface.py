@@ -22,6 +22,8 @@ class SpecialIds:
     eos: int
     pad: int
     unk: int | None
+    # Not shown, because fingerprints are made of what is: no text is ever encoded to it.
+    mask: int | None = dataclasses.field(default=None, repr=False)
 
 
 class Tokenizer(abc.ABC):
@@ -42,19 +44,28 @@ class Tokenizer(abc.ABC):
     """Fills rows. Masks come from lengths, never from this value."""
     unk_id: int | None
     """What a tokenizer that is not lossless gives for text it cannot express; None: no token."""
+    mask_id: int | None
+    """Stands in the place of a token that a model has to fill in; None: no token."""
+    special_ids: frozenset[int]
+    """The ids above and those of all other marks: what ordinary text is not made of."""
     fingerprint: str
-    """Hexadecimal hash of everything that decides the encoding, and of the four ids above."""
+    """Hexadecimal hash of everything that decides the encoding, and of the ids that documents are
+    laid out with: `bos_id`, `eos_id`, `pad_id` and `unk_id`."""
 
-    def _set_special_ids(self, ids: SpecialIds) -> None:
+    def _set_special_ids(self, ids: SpecialIds, special: Iterable[int]) -> None:
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = ids.bos, ids.eos, ids.pad, ids.unk
+        self.mask_id = ids.mask
+        optional = {index for index in (ids.unk, ids.mask) if index is not None}
+        self.special_ids = frozenset({ids.bos, ids.eos, ids.pad, *optional, *special})
 
     def _named_tokens(self, id_to_token: Callable[[int], str | None]) -> dict[str, str | None]:
-        """The four ids above as `tokenizer_config.json` names them."""
+        """The tokens of the roles as `tokenizer_config.json` names them."""
         return {
             "bos_token": id_to_token(self.bos_id),
             "eos_token": id_to_token(self.eos_id),
             "pad_token": id_to_token(self.pad_id),
             "unk_token": None if self.unk_id is None else id_to_token(self.unk_id),
+            "mask_token": None if self.mask_id is None else id_to_token(self.mask_id),
         }
 
     @abc.abstractmethod
@@ -114,7 +125,7 @@ def write_config(directory: Path, settings: Mapping[str, str | None]) -> None:
 
     Args:
         directory: made if it is missing.
-        settings: `bos_token`, `eos_token`, `pad_token` and `unk_token`, and what else is kept.
+        settings: the tokens of the roles (`special_ids.ROLES`), and what else is kept.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for name in (HF_FILE, SENTENCEPIECE_FILE):

@@ -71,6 +71,7 @@ class SentencePieceTokenizer(Tokenizer):
             i for i, p in enumerate(proto.pieces) if p.type in (_Type.CONTROL, _Type.UNKNOWN)
         )
         controls = {proto.pieces[i].piece: [i] for i in self._hidden}
+        ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
         marks = list(controls)
         for piece in proto.pieces:
             if piece.type == _Type.USER_DEFINED and is_marker(piece.piece):
@@ -82,7 +83,6 @@ class SentencePieceTokenizer(Tokenizer):
         self._given_ids = {False: space_mark, True: space_mark | controls}
         self._splitters = {parse: _splitter(given) for parse, given in self._given_ids.items()}
 
-        ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
         check_added_tokens(added, ids.get)
         special = choose_special_ids(
             Vocabulary(
@@ -91,7 +91,7 @@ class SentencePieceTokenizer(Tokenizer):
             asked or {},
             declared or {},
         )
-        self._set_special_ids(special)
+        self._set_special_ids(special, [ids[mark] for mark in marks])
         identity = str(special).encode() + model
         self.fingerprint = hashlib.blake2b(identity, digest_size=16).hexdigest()
 
@@ -99,7 +99,8 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in text.encode()]
 
     def _own_special_tokens(self) -> dict[str, str]:
-        own = {role: getattr(self._processor, role.replace("token", "id"))() for role in ROLES}
+        roles = [role for role in ROLES if role != "mask_token"]  # which SentencePiece knows not
+        own = {role: getattr(self._processor, role.replace("token", "id"))() for role in roles}
         return {role: self._processor.id_to_piece(i) for role, i in own.items() if i >= 0}
 
     def encode(self, text: str, parse_special_tokens: bool = False) -> list[int]:

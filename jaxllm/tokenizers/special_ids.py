@@ -28,6 +28,7 @@ _KNOWN_NAMES = {
     ),
     "pad_token": ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>"),
     "unk_token": ("<unk>", "[UNK]"),
+    "mask_token": ("<mask>", "[MASK]"),
 }
 ROLES = tuple(_KNOWN_NAMES)
 _EXAMPLES = 6  # tokens shown when none is near to the one asked for
@@ -53,11 +54,11 @@ class Vocabulary:
 def choose_special_ids(
     vocabulary: Vocabulary, asked: Mapping[str, str], declared: Mapping[str, str]
 ) -> SpecialIds:
-    """The ids of the four roles `bos_token`, `eos_token`, `pad_token` and `unk_token`.
+    """The ids of the roles `bos_token`, `eos_token`, `pad_token`, `unk_token` and `mask_token`.
 
     Each is the token asked for, else the one declared, else the model's own, else the first known
     name that is in the vocabulary. A missing pad is eos, a missing bos is eos, and a missing unk
-    is None.
+    or mask is None.
 
     Args:
         vocabulary: the tokens to choose from.
@@ -65,10 +66,13 @@ def choose_special_ids(
         declared: what the files beside the tokenizer say, by role.
 
     Raises:
-        SpecialTokenError: a token asked for or declared is not in the vocabulary; there is no eos;
-            or unk is the same token as bos or eos.
+        SpecialTokenError: a token asked for or declared is not in the vocabulary (but a mask that
+            is only declared may be missing); there is no eos; unk is the same token as bos or eos;
+            or the mask asked for is one of the others.
     """
-    found = {role: _find(role, vocabulary, asked, declared) for role in ROLES}
+    found = {
+        role: _find(role, vocabulary, asked, declared) for role in ROLES if role != "mask_token"
+    }
     eos = found["eos_token"]
     if eos is None:
         raise SpecialTokenError(
@@ -82,7 +86,28 @@ def choose_special_ids(
         same = [role for role, i in (("bos_token", bos), ("eos_token", eos)) if i == unk]
         _check_clash(same, vocabulary, asked)
         unk = None
-    return SpecialIds(bos, eos, pad, unk)
+    others = {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": unk}
+    return SpecialIds(bos, eos, pad, unk, _mask(vocabulary, asked, declared, others))
+
+
+def _mask(
+    vocabulary: Vocabulary,
+    asked: Mapping[str, str],
+    declared: Mapping[str, str],
+    others: Mapping[str, int | None],
+) -> int | None:
+    """The mask, which few models need: where none is asked for, one that cannot be is none."""
+    wanted = asked.get("mask_token", "")
+    if not wanted and vocabulary.token_to_id(declared.get("mask_token", "")) is None:
+        declared = {}
+    index = _find("mask_token", vocabulary, asked, declared)
+    same = [role for role, other in others.items() if other == index is not None]
+    if same and wanted:
+        raise SpecialTokenError(
+            f"config.tokenizer.mask_token: {wanted!r} is {same[0]} too, so what is hidden could "
+            f"not be told from it; name another{_offer('', vocabulary)}."
+        )
+    return None if same else index
 
 
 def _find(

@@ -4,6 +4,7 @@ PAD = "<pad>"
 BOS = "<s>"
 EOS = "</s>"
 UNK = "<unk>"
+MASK = "<mask>"
 
 SPECIAL_TOKENS = (
     PAD,
@@ -22,6 +23,7 @@ SPECIAL_TOKENS = (
     "<|user|>",
     "<|assistant|>",
     "<|tool|>",
+    MASK,
 )
 """The id of a token is its place in this tuple; new ones are only ever added at the end."""
 

@@ -48,8 +48,8 @@ def load_tokenizer(path: str | Path, config: TokenizerConfig | None = None) -> T
             Hugging Face write it), `tokenizer.model` or another SentencePiece `.model`,
             `vocab.json` with `merges.txt` (GPT-2's format), and `vocab.txt` (BERT's); or one of
             these files.
-        config: names special tokens by its fields `bos_token`, `eos_token`, `pad_token` and
-            `unk_token`; what it leaves empty, the files beside the tokenizer tell.
+        config: names special tokens by its fields `bos_token`, `eos_token`, `pad_token`,
+            `unk_token` and `mask_token`; what it leaves empty, the files beside it tell.
 
     Raises:
         UserError: there is no tokenizer at `path`, it cannot be read, or its special tokens
@@ -103,7 +103,7 @@ def _load(
 
 
 def _declared(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The tokens of the four roles, each written as a string or as `{"content": string, …}`."""
+    """The tokens of the roles, each written as a string or as `{"content": string, …}`."""
     declared = {}
     for role in ROLES:
         token = settings.get(role)

@@ -17,7 +17,7 @@ from jaxllm.tokenizers.sentencepiece_trainers import (
 )
 from jaxllm.tokenizers.special_tokens import SPECIAL_TOKENS
 
-TRAINERS_VERSION = 1
+TRAINERS_VERSION = 2
 """Raised whenever a trainer, or a library it uses, makes another tokenizer of the same text."""
 
 

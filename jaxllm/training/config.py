@@ -1,4 +1,4 @@
-"""Which parameters are trained."""
+"""Which parameters are trained, and whether they are averaged."""
 
 import dataclasses
 import re
@@ -6,10 +6,15 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """What is trained, and when a run that diverges ends."""
+    """What is trained, whether it is averaged, and when a run that diverges ends."""
 
     trainable: str = ".*"
     """Pattern over the whole path of a parameter; the others stay as they are."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the trained parameters (0.999, say), kept in
+    float32 beside them; 0: none. Step t, from 0, takes min(ema, (1+t)/(10+t)), so that the
+    beginning is soon forgotten. Where there is an average, evaluation, samples and later stages
+    (`init`) use it, and not the parameters themselves."""
     max_skipped: int = 10
     """Steps in a row whose loss or gradient may be non-finite (and which change nothing)."""
 
@@ -18,5 +23,7 @@ class TrainConfig:
             re.compile(self.trainable)
         except re.error as error:
             raise ValueError(f"trainable: is no regular expression ({error})") from None
+        if not 0 <= self.ema < 1:
+            raise ValueError("ema: must be in [0, 1)")
         if self.max_skipped < 0:
             raise ValueError("max_skipped: must not be negative")

@@ -56,8 +56,8 @@ class Run:
     source: Source
     evaluate: Callable[[int, TrainState], dict[str, float]]
     """Scores of the state after this many steps; `eval/loss` decides which checkpoint is best."""
-    diagnose: Callable[[TrainState, Batch], str]
-    """Names the first tensor that is not finite."""
+    diagnose: Callable[[int, TrainState, Batch], str]
+    """Names the first tensor that was not finite in the update that made this many steps."""
     recorder: Recorder
     checkpointer: Checkpointer
     log: LogConfig
@@ -147,7 +147,7 @@ class _Loop:
         if metrics["skipped_in_a_row"] > self._run.max_skipped:
             raise NonFiniteLoss(
                 f"{metrics['skipped_in_a_row']:.0f} steps in a row up to step {step} had a loss "
-                f"or gradient that is not finite: {self._run.diagnose(state, batch)}. "
+                f"or gradient that is not finite: {self._run.diagnose(step, state, batch)}. "
                 "A lower learning rate, a longer warm-up or a smaller clip_norm may help."
             )
         self._log(step, metrics)
@@ -220,13 +220,30 @@ class _Loop:
 
 
 def checkpoint_items(state: TrainState, frozen: Params) -> tuple[Any, Mapping[str, Any]]:
-    """The state as a checkpoint holds it: all parameters, and the rest of the state."""
-    progress = {
-        field.name: getattr(state, field.name)
-        for field in dataclasses.fields(state)
-        if field.name != "params"
-    }
-    return trees.merge(state.params, frozen), progress
+    """The state as a checkpoint holds it: `params`, which later stages read, and the rest.
+
+    `params` are all parameters; those that are averaged as their average, and themselves in the
+    rest.
+    """
+    rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    if "ema" in state.extra:
+        rest["extra"] = {name: value for name, value in state.extra.items() if name != "ema"}
+    else:
+        del rest["params"]
+    return trees.merge(state.result, frozen), rest
+
+
+def state_of(
+    params: Params, rest: Mapping[str, Any], trainable: str
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state and the parameters not trained, of a checkpoint's items.
+
+    The inverse of `checkpoint_items`; `trainable` is the pattern that the run splits them by.
+    """
+    trained, frozen = trees.split(params, trainable)
+    if "params" in rest:
+        return TrainState(**{**rest, "extra": {**rest["extra"], "ema": trained}}), frozen
+    return TrainState(params=trained, **rest), frozen
 
 
 class _Clock:

@@ -2,16 +2,22 @@
 
 import dataclasses
 import re
+from collections.abc import Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
 from jaxllm import trees
+from jaxllm.training.adafactor import adafactor
+from jaxllm.training.learning_rates import parse_factors
+from jaxllm.training.moments import stored_in
 
-# Weight decay is for matrices; norm scales and biases are left alone.
+# Weight decay is for matrices; norm scales, biases and position embeddings are left alone.
 _DECAYED = r"(.*/)?(kernel|embedding|output)"
+_MATRICES = r"(.*/)?(kernel|embedding|output|position_embedding)"
 # Muon is for the matrices inside layers; embedding and output follow Adam.
 _ORTHOGONALISED = r"(.*/)?kernel"
 # Root mean square of AdamW's updates, which Muon's are brought to (Liu et al. 2025, section 2.2).
@@ -23,20 +29,33 @@ class OptimizerConfig:
     """How parameters move."""
 
     name: str = "adamw"
-    """`adamw` (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), or `muon` (Jordan et
-    al. 2024, https://kellerjordan.github.io/posts/muon), at the learning rates of `adamw`."""
+    """`adamw` (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101);
+    `adafactor` (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235): almost no memory, for it
+    keeps no first moment and of the second one means of rows and columns;
+    `lion` (Chen et al. 2023, https://arxiv.org/abs/2302.06675): half the memory of `adamw`;
+    `muon` (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): for matrices inside
+    layers, and `adamw` for all else."""
     learning_rate: float = 1e-3
-    """Peak of the schedule."""
+    """Peak of the schedule. Usual for `adamw` are 1e-4 (large models) to 3e-3 (small ones), and the
+    same for `adafactor` and `muon`; for `lion` a tenth to a third of it, with 3 to 10 times the
+    weight decay."""
+    learning_rates: str = ""
+    """Factors by parameter, `PATTERN:FACTOR,…` over whole parameter paths, of which the first that
+    matches counts (`embedding:0.1,.*norm/scale:2`); others have 1, and 0 leaves a parameter as it
+    is."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices, times the learning rate."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0: never."""
     beta1: float = 0.9
-    """Decay of Adam's first moment."""
+    """Decay of Adam's first moment; in Lion, the momentum's share of the direction."""
     beta2: float = 0.95
-    """Decay of Adam's second moment."""
+    """Decay of Adam's second moment, and of Lion's momentum (0.98 or 0.99 is usual there)."""
     eps: float = 1e-8
     """Added to the root of Adam's second moment."""
+    moment_dtype: str = "float32"
+    """What moments are stored in: `float32`, or `bfloat16` for half the memory, rounded by chance
+    so that they are right in the mean. Those of `adafactor` are small, and stay float32."""
     schedule: str = "cosine"
     """`cosine`, `linear`, `wsd` (warm-up, stable, decay) or `constant`."""
     warmup_steps: int = 0
@@ -47,7 +66,7 @@ class OptimizerConfig:
     """Share of all steps over which `wsd` decays, linearly, at the end."""
 
     def __post_init__(self) -> None:
-        for name, known in (("name", _OPTIMIZERS), ("schedule", _SCHEDULES)):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name}: must be one of {', '.join(known)}, "
@@ -64,6 +83,9 @@ class OptimizerConfig:
                 raise ValueError(f"{name}: must be in [0, 1]")
         if self.eps <= 0:
             raise ValueError("eps: must be positive")
+        if self.name == "adafactor" and self.moment_dtype != "float32":
+            raise ValueError("moment_dtype: must be float32 for adafactor, whose moments are small")
+        parse_factors(self.learning_rates)
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -111,18 +133,24 @@ def _constant(
 _SCHEDULES = {"cosine": _cosine, "linear": _linear, "wsd": _wsd, "constant": _constant}
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
     """Gradients to the *direction* of the update; the step multiplies it by the learning rate.
 
     The rate is kept out, so that it follows the state's step (which also counts skipped steps)
-    and can differ by path.
+    and can differ by path. Gradients and parameters are float32 in `update`, which also takes a
+    `key` to round moments by; `init` takes parameters of any dtype.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(
+    optimizer = optax.chain(
         clip,
-        _OPTIMIZERS[config.name](config),
+        stored_in(config.moment_dtype, _OPTIMIZERS[config.name](config)),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
     )
+
+    def init(params: Any) -> Any:  # else moments would have the dtype of their parameters
+        return optimizer.init(optax.tree.cast(params, jnp.float32))
+
+    return optax.GradientTransformationExtraArgs(init, optimizer.update)
 
 
 def decayed(params: trees.Tree) -> Any:
@@ -132,6 +160,14 @@ def decayed(params: trees.Tree) -> Any:
 
 def _adamw(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+
+
+def _adafactor(config: OptimizerConfig) -> optax.GradientTransformation:
+    return adafactor(_MATRICES)
+
+
+def _lion(config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.scale_by_lion(config.beta1, config.beta2)
 
 
 def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -157,7 +193,12 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-_OPTIMIZERS = {"adamw": _adamw, "muon": _muon}
+_OPTIMIZERS = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _muon}
+_CHOICES: dict[str, Collection[str]] = {
+    "name": _OPTIMIZERS,
+    "schedule": _SCHEDULES,
+    "moment_dtype": ("float32", "bfloat16"),
+}
 
 
 def _matching(pattern: str, params: trees.Tree, matching: bool = True) -> Any:

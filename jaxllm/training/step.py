@@ -8,25 +8,32 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
-from jaxllm import trees
-from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, Sums
+from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, Rngs, Sums
 from jaxllm.sharding.mesh import BATCH_AXES, batch_sharding, constrain
 from jaxllm.sharding.rules import Rules, shardings, with_sharding
+from jaxllm.training.learning_rates import Factors, factor_tree
+from jaxllm.training.moments import moment_shardings
+from jaxllm.training.rounding import stochastic_round
 from jaxllm.training.state import TrainState, new_state
 
 StepMetrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, StepMetrics]]
 
+# Folded into the key of a step where rows fold in their index: no batch has that many.
+_ROUNDING = 2**32 - 1
+
 
 def make_train_step(
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
     *,
     micro_batches: int,
     seed: int,
+    factors: Factors = (),
+    ema: float = 0.0,
 ) -> TrainStep:
     """The pure function `(state, frozen, batch) -> (state, metrics)`; jit it with `jit_step`.
 
@@ -35,33 +42,36 @@ def make_train_step(
     but the counters. Metrics are float32 scalars: `objective`, those of the objective,
     `grad_norm` (before clipping), `learning_rate`, `tokens` (not padding), `skipped` and
     `skipped_in_a_row`.
+
+    Args:
+        objective: what is minimised.
+        optimizer: gradients to directions, of `make_optimizer`.
+        schedule: the learning rate by step.
+        micro_batches: into how many parts a batch is cut.
+        seed: of what rows draw, and of the rounding of what is stored in bfloat16.
+        factors: of the learning rate, by path.
+        ema: decay of the moving average of parameters; 0: the state holds none.
     """
 
     def train_step(
         state: TrainState, frozen: Params, batch: Batch
     ) -> tuple[TrainState, StepMetrics]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        keys = row_keys(seed, state.step, len(batch["segment_ids"]))
         loss, gradients, metrics = loss_and_gradients(
-            objective, state.params, frozen, batch, rng, micro_batches
+            objective, state.params, frozen, batch, keys, micro_batches
         )
         grad_norm = optax.tree.norm(gradients)
         learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
-        directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, directions)
+        rates = jax.tree.map(lambda f: learning_rate * f, factor_tree(factors, state.params))
+        updated, direction_norm = _updated(state, optimizer, gradients, rates, ema, seed)
 
         # The directions too: an optimizer can divide by zero where gradients are finite.
-        finite = jnp.isfinite(loss + grad_norm + optax.tree.norm(directions))
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
-        )
+        finite = jnp.isfinite(loss + grad_norm + direction_norm)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
         skipped = 1 - finite.astype(jnp.int32)
         state = dataclasses.replace(
             state,
             step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
             skipped=state.skipped + skipped,
             skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
         )
@@ -77,45 +87,55 @@ def make_train_step(
     return train_step
 
 
+def row_keys(seed: int, step: int | Int[Array, ""], rows: int) -> Key[Array, " rows"]:
+    """The key of each row of the global batch at a step: what a row may draw from."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(_step_key(seed, step), jnp.arange(rows))
+
+
 def loss_and_gradients(
     objective: Objective,
     params: Params,
     frozen: Params,
     batch: Batch,
-    rng: Array,
+    rngs: Rngs,
     micro_batches: int,
 ) -> tuple[Float[Array, ""], Any, StepMetrics]:
-    """The loss of the whole batch, its gradient, and the objective's metrics.
+    """The loss of the whole batch, its gradient (float32), and the objective's metrics.
 
     The weights are totalled over the batch first; each micro-batch then contributes the
     gradient of its sums over those totals, so accumulation is exact (unlike a mean of means).
+    `rngs` holds a key for each row, which it takes into its micro-batch; None: nothing is drawn.
     """
     totals = objective.weights(batch)
 
     def partial_loss(
-        params: Params, rows: Batch
+        params: Params, rows: Batch, rngs: Rngs
     ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Metrics]]:
-        sums, metrics = objective.sums(params, rows, frozen, rng)
+        sums, metrics = objective.sums(params, rows, frozen, rngs)
         loss = weighted_loss(objective, sums, totals)
         return loss, (loss, metrics)
 
-    gradient = jax.grad(partial_loss, has_aux=True)
+    def gradient(params: Params, rows: Batch, rngs: Rngs) -> Any:
+        gradients, measured = jax.grad(partial_loss, has_aux=True)(params, rows, rngs)
+        # Of parameters in bfloat16 too: many small ones are to be added up.
+        return optax.tree.cast(gradients, jnp.float32), measured
+
     if micro_batches == 1:
-        gradients, (loss, metrics) = gradient(params, batch)
+        gradients, (loss, metrics) = gradient(params, batch, rngs)
     else:
         # The i-th micro-batch takes every micro_batches-th row, so that each device keeps its
         # own rows. The sums over micro-batches start from zeros of the right shapes.
-        rows = {name: _interleave(array, micro_batches) for name, array in batch.items()}
-        first = {name: array[0] for name, array in rows.items()}
+        parts = jax.tree.map(lambda a: _interleave(a, micro_batches), (dict(batch), rngs))
+        first = jax.tree.map(lambda part: part[0], parts)
         zeros = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(gradient, params, first),
+            jax.eval_shape(gradient, params, *first),
         )
 
-        def accumulate(total: Any, rows: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(params, rows)), None
+        def accumulate(total: Any, part: tuple[Batch, Rngs]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, *part)), None
 
-        (gradients, (loss, metrics)), _ = jax.lax.scan(accumulate, zeros, rows)
+        (gradients, (loss, metrics)), _ = jax.lax.scan(accumulate, zeros, parts)
     means = {name: _ratio(total, weight) for name, (total, weight) in metrics.items()}
     return loss, gradients, means
 
@@ -142,42 +162,77 @@ def jit_step(train_step: TrainStep, shapes: TrainState, mesh: Mesh) -> Any:
 
 
 def state_shapes(
-    param_shapes: Params, optimizer: optax.GradientTransformation, rules: Rules, mesh: Mesh
+    param_shapes: Params,
+    optimizer: optax.GradientTransformationExtraArgs,
+    rules: Rules,
+    mesh: Mesh,
+    averaged: bool = False,
 ) -> TrainState:
     """The train state as `jax.ShapeDtypeStruct`s with shardings; nothing is allocated.
 
-    The optimizer's moments lie as their parameters do, counters on every device.
+    The optimizer's moments and the moving average, if the state is to hold one, lie as their
+    parameters do, counters on every device.
     """
-    replicated = NamedSharding(mesh, PartitionSpec())
     by_param = shardings(param_shapes, rules, mesh)
     opt_shapes = jax.eval_shape(optimizer.init, param_shapes)
-    by_path = dict(trees.leaves_with_paths(by_param))
-    opt_shardings = jax.tree_util.tree_map_with_path(
-        lambda keys, _: by_path[path] if (path := _parameter_path(keys)) else replicated,
-        opt_shapes,
+    shapes = jax.eval_shape(
+        lambda params, opt_state: new_state(params, opt_state, averaged), param_shapes, opt_shapes
     )
-    shapes = jax.eval_shape(new_state, param_shapes, opt_shapes)
-    layout = jax.tree.map(lambda _: replicated, shapes)
-    layout = dataclasses.replace(layout, params=by_param, opt_state=opt_shardings)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    layout = dataclasses.replace(
+        jax.tree.map(lambda _: replicated, shapes),
+        params=by_param,
+        opt_state=moment_shardings(opt_shapes, param_shapes, by_param, mesh),
+        extra={"ema": by_param} if averaged else {},
+    )
     return jax.tree.map(with_sharding, shapes, layout)
 
 
 def init_state(
-    params: dict[str, Any], optimizer: optax.GradientTransformation, shapes: TrainState
+    params: dict[str, Any],
+    optimizer: optax.GradientTransformationExtraArgs,
+    shapes: TrainState,
 ) -> TrainState:
     """The state before the first step, laid out as `shapes` says; `params` are donated."""
     make = jax.jit(
-        lambda params: new_state(params, optimizer.init(params)),
+        lambda params: new_state(params, optimizer.init(params), "ema" in shapes.extra),
         out_shardings=jax.tree.map(lambda shape: shape.sharding, shapes),
         donate_argnums=0,
     )
     return make(params)
 
 
-def _parameter_path(keys: tuple[Any, ...]) -> str:
-    """The parameter that a leaf of the optimizer's state belongs to, by the dicts it lies in."""
-    names = (key.key for key in keys if isinstance(key, jax.tree_util.DictKey))
-    return "/".join(names)
+def _updated(
+    state: TrainState,
+    optimizer: optax.GradientTransformationExtraArgs,
+    gradients: Any,
+    rates: Any,
+    ema: float,
+    seed: int,
+) -> tuple[TrainState, Float[Array, ""]]:
+    """The state with parameters, moments and average moved on, and the norm of the directions.
+
+    All is computed in float32. What the state holds in bfloat16 is rounded by chance, since an
+    update is often smaller than half the step from one bfloat16 number to the next.
+    """
+    key = jax.random.fold_in(_step_key(seed, state.step), _ROUNDING)
+    moments_key, params_key = (jax.random.fold_in(key, index) for index in range(2))
+    params = optax.tree.cast(state.params, jnp.float32)
+    directions, opt_state = optimizer.update(gradients, state.opt_state, params, key=moments_key)
+    params = jax.tree.map(lambda p, d, rate: p - rate * d, params, directions, rates)
+    params = stochastic_round(params, state.params, params_key)
+    extra = state.extra
+    if ema:
+        updates = (state.step - state.skipped).astype(jnp.float32)
+        decay = jnp.minimum(ema, (1 + updates) / (10 + updates))
+        average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), extra["ema"], params)
+        extra = extra | {"ema": average}
+    updated = dataclasses.replace(state, params=params, opt_state=opt_state, extra=extra)
+    return updated, optax.tree.norm(directions)
+
+
+def _step_key(seed: int, step: int | Int[Array, ""]) -> Key[Array, ""]:
+    return jax.random.fold_in(jax.random.key(seed), step)
 
 
 def _interleave(array: Array, parts: int) -> Array:

@@ -48,7 +48,7 @@ def prepared(folder, tmp_path_factory, monkeypatch):
             store=str(folder / "store"),
             **{"seq_len": 32} | options,
         )
-        tokenizer = TokenizerConfig(kind="bytes", vocab_size=272)
+        tokenizer = TokenizerConfig(kind="bytes", vocab_size=273)
         corpus = prepare_corpus(data, tokenizer, tmp_path_factory.mktemp("run"))
         return training_rows(data, corpus, seed, count), corpus
 

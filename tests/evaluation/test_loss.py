@@ -15,7 +15,7 @@ from jaxllm.tokenizers.training import train_tokenizer
 @pytest.fixture
 def store(tmp_path) -> TokenStore:
     """Two documents of 3 and 5 bytes, each byte one token: 5 + 7 tokens with their two marks."""
-    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=272), ["xyz"])
+    tokenizer = train_tokenizer(TokenizerConfig(vocab_size=273), ["xyz"])
     texts = (("all", text) for text in ("abc", "defgh"))
     return write_stores(tmp_path / "store", ["all"], texts, tokenizer, "fingerprint")["all"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxllm.inference.generate import Sampling, generate, generate_text
-from jaxllm.models.transformer import Transformer, output_matrix
+from jaxllm.models.transformer import Transformer, output_head
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.training import train_tokenizer
 
@@ -56,13 +56,15 @@ def greedy(model, tiny_params):
     total = PROMPTS.shape[1] + NEW
     forward = jax.jit(
         lambda tokens: (
-            Transformer(model).apply(
+            Transformer(model)
+            .apply(
                 {"params": params},
                 tokens,
                 jnp.broadcast_to(jnp.arange(total), tokens.shape),
                 jnp.ones_like(tokens),
-            )[0]
-            @ output_matrix(params)
+            )
+            .hidden
+            @ output_head(model, params).matrix
         )
     )
     tokens = np.zeros((len(PROMPTS), total), np.int32)

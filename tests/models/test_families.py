@@ -1,10 +1,14 @@
 """The model's configuration: what it becomes, and what it refuses."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from jaxllm import trees
 from jaxllm.config import from_dict
 from jaxllm.errors import UserError
+from jaxllm.models import families
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.families import FAMILIES, architecture
 from jaxllm.models.transformer import param_shapes
@@ -26,6 +30,96 @@ def test_zeros_are_chosen_by_the_other_fields():
     assert layer.stacks[0].unit[0].mlp.width == 288  # 266.7, rounded up
 
 
+# What the models' cards and configurations say: sizes, and the parameters in all.
+PUBLISHED = {
+    "gpt2": (
+        {"layers": 12, "width": 768, "heads": 12, "max_positions": 1024},
+        50_257,
+        124_439_808,
+    ),
+    "mistral": (
+        {"layers": 32, "width": 4096, "heads": 32, "kv_heads": 8, "mlp_width": 14336}
+        | {"tied": False},
+        32_000,
+        7_241_732_096,
+    ),
+    "qwen2": (
+        {"layers": 24, "width": 896, "heads": 14, "kv_heads": 2, "mlp_width": 4864},
+        151_936,
+        494_032_768,
+    ),
+    "qwen3": (
+        {"layers": 28, "width": 1024, "heads": 16, "kv_heads": 8, "head_dim": 128}
+        | {"mlp_width": 3072},
+        151_936,
+        596_049_920,
+    ),
+    "gemma2": (
+        {"layers": 26, "width": 2304, "heads": 8, "kv_heads": 4, "head_dim": 256}
+        | {"mlp_width": 9216},
+        256_000,
+        2_614_341_888,
+    ),
+    "gemma3": (
+        {"layers": 26, "width": 1152, "heads": 4, "kv_heads": 1, "head_dim": 256}
+        | {"mlp_width": 6912},
+        262_144,
+        999_885_952,
+    ),
+    "mixtral": (
+        {"layers": 32, "width": 4096, "heads": 32, "kv_heads": 8, "mlp_width": 14336}
+        | {"tied": False},
+        32_000,
+        46_702_792_704,
+    ),
+    "qwen3_moe": (
+        {"layers": 48, "width": 2048, "heads": 32, "kv_heads": 4, "head_dim": 128}
+        | {"mlp_width": 768, "tied": False},
+        151_936,
+        30_532_122_624,
+    ),
+}
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_a_family_has_the_parameters_of_a_published_model(family):
+    options, vocab_size, parameters = PUBLISHED[family]
+    model = architecture(ModelConfig(family=family, **options), vocab_size)
+    assert model.layers == options["layers"]
+    assert trees.size(param_shapes(model)) == parameters
+
+
+def test_a_pattern_repeats_and_its_rest_is_a_stack_of_its_own():
+    model = architecture(ModelConfig(family="gemma3", layers=14), 10)
+    assert [(stack.repeats, len(stack.unit)) for stack in model.stacks] == [(2, 6), (1, 2)]
+    windows = [layer.attention.window for layer in model.unrolled]
+    assert windows == ([1024] * 5 + [0]) * 2 + [1024] * 2
+    thetas = {layer.attention.window: layer.attention.rotary.theta for layer in model.unrolled}
+    assert thetas == {1024: 10_000.0, 0: 1_000_000.0}
+
+
+def test_fields_change_what_a_family_brings():
+    changed = ModelConfig(
+        family="gemma2", pattern="global,local", window=7, attention_soft_cap=0.0, norm_eps=0.5
+    )
+    model = architecture(changed, 10)
+    assert [layer.attention.window for layer in model.unrolled] == [0, 7, 0, 7]
+    assert {layer.attention.soft_cap for layer in model.unrolled} == {0.0}
+    assert model.logit_soft_cap == 30.0  # not asked for
+    assert model.norm.eps == 0.5
+    llama = architecture(ModelConfig(pattern="local,global", window=16, experts=4), 10)
+    assert [layer.attention.window for layer in llama.unrolled] == [16, 0, 16, 0]
+    assert llama.unrolled[0].mlp.per_token == 2
+
+
+def test_no_module_of_the_model_names_a_family():
+    folder = Path(families.__file__).parent
+    for path in folder.glob("*.py"):
+        if path.name not in ("families.py", "config.py"):
+            words = set(re.findall(r'"(\w+)"', path.read_text()))
+            assert not words & set(FAMILIES), path.name
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_output_matrix_is_a_parameter_unless_tied(family, tied, tiny_model):
@@ -41,6 +135,13 @@ def test_the_output_matrix_is_a_parameter_unless_tied(family, tied, tiny_model):
         ({"heads": 3}, r"config\.model\.heads: 3 does not divide width 256"),
         ({"heads": 4, "kv_heads": 3}, r"config\.model\.kv_heads: 3 does not divide heads 4"),
         ({"head_dim": 5}, r"config\.model\.head_dim: must be even"),
+        ({"window": -2}, r"config\.model\.window: must not be negative, but for -1"),
+        ({"pattern": "local,globe"}, r"config\.model\.pattern: is a list of `local` and `global`"),
+        ({"dropout": 1.0}, r"config\.model\.dropout: must be less than 1"),
+        ({"positions": "alibi"}, r"positions: must be one of rotary, learned, sinusoidal, none"),
+        ({"experts": 4, "experts_per_token": 5}, r"experts_per_token: 5 is more than the 4 exp"),
+        ({"family": "gpt2", "experts": 4}, r"config\.model\.experts: the MLP of 'gpt2' is not"),
+        ({"rope_scaling": {"kind": "ntk"}}, r"config\.model\.rope_scaling\.kind: must be one of"),
         ({"dtype": "float64"}, r"config\.model\.dtype: must be one of .*'float64'"),
         ({"remat": "some"}, r"config\.model\.remat: must be one of none, dots, full"),
         ({"family": "gpt9"}, r"config\.model\.family: 'gpt9' is unknown; .* llama"),

@@ -7,12 +7,11 @@ import pytest
 
 from jaxllm.config import from_dict
 from jaxllm.errors import UserError
-from jaxllm.models.transformer import Transformer, output_matrix
+from jaxllm.models.transformer import Transformer, output_head
 from jaxllm.objectives.next_token import NextTokenConfig, next_token
 from jaxllm.training.step import loss_and_gradients
 
 SEQ = 12
-KEY = jax.random.key(0)
 FULL = NextTokenConfig(z_loss=0.01, label_smoothing=0.2)
 
 
@@ -26,7 +25,7 @@ def evaluate(model):
     """Jitted `(config, params, batch) -> (loss, gradients, metrics)`."""
 
     def run(config, params, batch):
-        return loss_and_gradients(next_token(model, config), params, {}, batch, KEY, 1)
+        return loss_and_gradients(next_token(model, config), params, {}, batch, None, 1)
 
     return jax.jit(run, static_argnums=0)
 
@@ -35,10 +34,11 @@ def test_equals_the_formula_in_numpy(model, tiny_params, packed_rows, evaluate):
     params = tiny_params(model)
     batch = packed_rows([[7, 5], [9]], SEQ)
     batch["loss_weights"] *= np.random.default_rng(0).uniform(0, 2, batch["loss_weights"].shape)
-    hidden, _ = jax.jit(Transformer(model).apply)(
+    hidden = jax.jit(Transformer(model).apply)(
         {"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"]
-    )
-    logits = np.asarray(hidden, np.float64) @ np.asarray(output_matrix(params), np.float64)
+    ).hidden
+    matrix = output_head(model, params).matrix
+    logits = np.asarray(hidden, np.float64) @ np.asarray(matrix, np.float64)
     log_z = np.log(np.exp(logits).sum(axis=-1))
     log_p = logits - log_z[..., None]
     target = np.take_along_axis(log_p, batch["targets"][..., None], axis=-1)[..., 0]
@@ -100,7 +100,7 @@ def test_frozen_parameters_get_no_gradient_and_are_used(model, tiny_params, pack
     trained = {"final_norm": params["final_norm"]}
     frozen = {name: value for name, value in params.items() if name != "final_norm"}
     partly, some, _ = jax.jit(
-        lambda *args: loss_and_gradients(next_token(model, FULL), *args, KEY, 1)
+        lambda *args: loss_and_gradients(next_token(model, FULL), *args, None, 1)
     )(trained, frozen, batch)
     np.testing.assert_allclose(partly, loss, rtol=1e-6)
     assert set(some) == {"final_norm"}
@@ -114,7 +114,7 @@ def test_bfloat16_compute_keeps_loss_and_gradients_float32(tiny_model, tiny_para
     params = tiny_params(tiny_model(layers=2))
     shapes = jax.eval_shape(
         lambda params, batch: loss_and_gradients(
-            next_token(model, FULL), params, {}, batch, KEY, 1
+            next_token(model, FULL), params, {}, batch, None, 1
         ),
         params,
         packed_rows([[5], [4]], SEQ),

@@ -5,17 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.ops.vocabulary import TokenLogProbs, chunk_length, logits, token_log_probs
+from jaxllm.ops.vocabulary import OutputHead, TokenLogProbs, chunk_length, logits, token_log_probs
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
 BATCH, SEQ, WIDTH, VOCAB = 2, 10, 8, 60
 
 
-def plain(hidden, matrix, labels, chunk=None):
-    log_probs = jax.nn.log_softmax(hidden @ matrix, axis=-1)
+def plain(hidden, head, labels, chunk=None):
+    scores = hidden @ head.matrix
+    if head.soft_cap:
+        scores = head.soft_cap * jnp.tanh(scores / head.soft_cap)
+    log_probs = jax.nn.log_softmax(scores, axis=-1)
     return TokenLogProbs(
         log_prob=jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0],
-        log_sum_exp=jnp.log(jnp.sum(jnp.exp(hidden @ matrix), axis=-1)),
+        log_sum_exp=jnp.log(jnp.sum(jnp.exp(scores), axis=-1)),
         entropy=-jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1),
         mean_log_prob=jnp.mean(log_probs, axis=-1),
     )
@@ -29,31 +32,34 @@ def inputs():
     return hidden, matrix, jax.random.randint(keys[2], (BATCH, SEQ), 0, VOCAB)
 
 
-def weighted(function, hidden, matrix, labels, chunk):
+def weighted(function, hidden, head, labels, chunk):
     """All four results, and a scalar of them in which every position has its own weight."""
-    results = function(hidden, matrix, labels, chunk)
+    results = function(hidden, head, labels, chunk)
     weights = jax.random.normal(jax.random.key(9), (len(results), BATCH, SEQ))
     return jnp.sum(jnp.stack(results) * weights), results
 
 
-def gradients(function, inputs, chunk):
+def gradients(function, inputs, chunk, soft_cap=0.0):
     hidden, matrix, labels = inputs
     run = jax.grad(
-        lambda h, m: weighted(function, h, m, labels, chunk), argnums=(0, 1), has_aux=True
+        lambda h, m: weighted(function, h, OutputHead(m, soft_cap), labels, chunk),
+        argnums=(0, 1),
+        has_aux=True,
     )
     return jax.jit(run)(hidden, matrix)
 
 
-@pytest.fixture(scope="module")
-def expected(inputs):
-    return gradients(plain, inputs, 0)
+@pytest.fixture(scope="module", params=[0.0, 2.0], ids=["uncapped", "soft cap"])
+def expected(request, inputs):
+    return request.param, gradients(plain, inputs, 0, request.param)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, SEQ, 0])
 def test_any_chunk_gives_the_plain_values_and_gradients(inputs, expected, chunk):
+    soft_cap, plain_ones = expected
     for found, wanted in zip(
-        jax.tree.leaves(gradients(token_log_probs, inputs, chunk)),
-        jax.tree.leaves(expected),
+        jax.tree.leaves(gradients(token_log_probs, inputs, chunk, soft_cap)),
+        jax.tree.leaves(plain_ones),
         strict=True,
     ):
         np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
@@ -77,7 +83,10 @@ def test_no_array_of_all_logits_exists_forward_or_backward(inputs):
     hidden, matrix, labels = inputs
 
     def size(chunk):
-        run = jax.grad(lambda h, m: weighted(token_log_probs, h, m, labels, chunk)[0], (0, 1))
+        def total(hidden, matrix):
+            return weighted(token_log_probs, hidden, OutputHead(matrix), labels, chunk)[0]
+
+        run = jax.grad(total, (0, 1))
         return largest_array(jax.make_jaxpr(run)(hidden, matrix).jaxpr)
 
     assert size(SEQ) >= BATCH * SEQ * VOCAB
@@ -87,19 +96,19 @@ def test_no_array_of_all_logits_exists_forward_or_backward(inputs):
 def test_extreme_logits_stay_finite():
     hidden = jnp.full((1, 2, 4), 1e4)
     matrix = jnp.eye(4) * jnp.array([1.0, -1.0, 0.5, 0.0])
-    results = token_log_probs(hidden, matrix, jnp.array([[0, 1]]))
+    results = token_log_probs(hidden, OutputHead(matrix), jnp.array([[0, 1]]))
     np.testing.assert_allclose(results.log_prob, [[0.0, -2e4]])
     np.testing.assert_allclose(results.entropy, 0.0, atol=1e-3)
 
 
 def test_logits_of_bfloat16_states_are_float32(inputs):
     hidden, matrix, labels = inputs
-    hidden = hidden.astype(jnp.bfloat16)
-    assert logits(hidden, matrix).dtype == jnp.float32
-    results = token_log_probs(hidden, matrix, labels)
+    hidden, head = hidden.astype(jnp.bfloat16), OutputHead(matrix)
+    assert logits(hidden, head).dtype == jnp.float32
+    results = token_log_probs(hidden, head, labels)
     assert {r.dtype for r in results} == {jnp.dtype("float32")}
     np.testing.assert_allclose(
-        results.log_sum_exp, plain(hidden, matrix, labels).log_sum_exp, rtol=0.02
+        results.log_sum_exp, plain(hidden, head, labels).log_sum_exp, rtol=0.02
     )
 
 

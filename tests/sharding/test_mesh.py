@@ -20,17 +20,18 @@ from jaxllm.sharding.mesh import (
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (MeshConfig(), (8, 1, 1)),
-        (MeshConfig(fsdp=2, tensor=2), (2, 2, 2)),
-        (MeshConfig(data=1, fsdp=-1), (1, 8, 1)),
-        (MeshConfig(data=2, fsdp=1, tensor=-1), (2, 1, 4)),
+        (MeshConfig(), (8, 1, 1, 1)),
+        (MeshConfig(fsdp=2, tensor=2), (2, 2, 1, 2)),
+        (MeshConfig(data=1, fsdp=-1), (1, 8, 1, 1)),
+        (MeshConfig(data=2, fsdp=1, tensor=-1), (2, 1, 1, 4)),
+        (MeshConfig(expert=4), (2, 1, 4, 1)),
     ],
 )
 def test_the_axis_of_minus_1_takes_what_is_left(config, shape):
     mesh = make_mesh(config)
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.axis_names == ("data", "fsdp", "expert", "tensor")
     assert mesh.devices.shape == shape
-    assert batch_shards(mesh) == shape[0] * shape[1]
+    assert batch_shards(mesh) == shape[0] * shape[1] * shape[2]
 
 
 @pytest.mark.parametrize(

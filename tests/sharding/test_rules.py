@@ -30,9 +30,26 @@ def test_every_matrix_of_a_model_of_8b_is_split_over_fsdp_and_tensor(family, tie
     shapes = param_shapes(model)
     layout = dict(trees.leaves_with_paths(shardings(shapes, SHARDING_RULES, mesh)))
     for path, leaf in trees.leaves_with_paths(shapes):
-        share = 1 if path.endswith("scale") else 4
+        if "router" in path or path == "position_embedding":
+            share = 2
+        elif path.endswith(("scale", "bias")):
+            share = 2 if path.endswith(("query/bias", "key/bias", "value/bias", "up/bias")) else 1
+        else:
+            share = 4
         shard = jax.ShapeDtypeStruct(layout[path].shard_shape(leaf.shape), leaf.dtype)
         assert trees.size(shard) * share == trees.size(leaf), path
+
+
+def test_experts_lie_over_their_own_axis(tiny_model):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, expert=2, tensor=2))
+    model = tiny_model(family="mixtral", width=32, mlp_width=64, vocab_size=48)
+    shapes = with_shardings(param_shapes(model), SHARDING_RULES, mesh)
+    mlp = shapes["stack_0"]["layer_0"]["mlp"]
+    shard = {
+        name: leaf["kernel"].sharding.shard_shape(leaf["kernel"].shape)
+        for name, leaf in mlp["experts"].items()
+    }
+    assert shard == {"gate": (3, 2, 16, 32), "up": (3, 2, 16, 32), "down": (3, 2, 32, 16)}
 
 
 def test_products_into_a_layer_split_their_outputs_and_back_their_inputs(tiny_model):

@@ -36,7 +36,7 @@ def test_several_are_compared_on_the_same_text_and_by_a_small_model(command, tmp
     assert result.code == 0, result.err
     found = summary(tmp_path / "t")
     assert found["tokenizer/bytes/bytes_per_token"] == 1
-    assert found["tokenizer/bytes/vocab_size"] == 272
+    assert found["tokenizer/bytes/vocab_size"] == 273
     assert found["tokenizer/bpe/bytes_per_token"] > 1.2
     assert found["tokenizer/bpe/lossless"] == found["tokenizer/bytes/lossless"] == 1
     for kind in ("bpe", "bytes", "sentencepiece_bpe"):
@@ -90,7 +90,7 @@ def test_a_lossy_tokenizer_has_no_bits_per_byte(command, tmp_path):
     [
         ({"compare": "bpe,morse"}, "config.compare: morse is no kind (bpe, "),
         ({"tokenizer__path": "/nowhere"}, "config.tokenizer.path: /nowhere"),
-        ({"tokenizer__vocab_size": 99}, "raise it to 272"),
+        ({"tokenizer__vocab_size": 99}, "raise it to 273"),
         ({"comparison__batch_size": 0}, "config.comparison.batch_size"),
         ({"compare": "bpe,bpe"}, "config.compare: names a tokenizer twice"),
     ],

@@ -19,5 +19,5 @@ def texts():
 
 @pytest.fixture(scope="session")
 def trained(texts):
-    """Makes the tokenizer of a kind with 420 tokens (`bytes`: 272)."""
+    """Makes the tokenizer of a kind with 420 tokens (`bytes`: 273)."""
     return functools.cache(lambda kind: train_tokenizer(TokenizerConfig(kind, 420), texts))

@@ -50,7 +50,8 @@ def test_gpt2s_pair_of_files_is_read(gpt2_pair):
         tokenizer = load_tokenizer(path)
         assert tokenizer.vocab_size == 260
         assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (259, 259, 259)
-        assert tokenizer.unk_id is None
+        assert tokenizer.unk_id is tokenizer.mask_id is None
+        assert tokenizer.special_ids == {259}
         assert tokenizer.encode("ab[.]") == [256, 258]
         assert tokenizer.decode([256, 258]) == "ab[.]"  # a learnt token is not special
         assert 259 not in tokenizer.encode("ab<|endoftext|>")
@@ -114,7 +115,8 @@ def test_berts_word_list_is_read(tmp_path, words, settings, expected):
         tokenizer = load_tokenizer(path)
         assert tokenizer.encode("Foxes") == expected
         ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id)
-        assert ids == (0, 1, 2, 3)
+        assert (*ids, tokenizer.mask_id) == (0, 1, 2, 3, 4)
+        assert tokenizer.special_ids == {*range(5)}
         assert tokenizer.encode("[MASK]", parse_special_tokens=True) == [4]
         assert 4 not in tokenizer.encode("[MASK]")
         assert tokenizer.vocab_size == 5 + len(words)
@@ -168,6 +170,32 @@ def test_special_tokens_are_those_asked_for_declared_or_well_known(tmp_path):
     write(tmp_path, tokenizer_config__json=settings)
     assert ids() == (258, 259, 260, 261)
     assert ids(eos_token="<|endoftext|>", unk_token="<mine>") == (258, 257, 260, 260)
+
+
+def test_the_mask_is_the_one_asked_for_declared_or_well_known(tmp_path):
+    backend = byte_level("<|endoftext|>", "[MASK]", "<mine>", AddedToken("<mark>", special=False))
+    backend.save(str(tmp_path / "tokenizer.json"))
+
+    def load(**asked):
+        return configured_tokenizer(TokenizerConfig(path=str(tmp_path), **asked))
+
+    assert load().mask_id == 258
+    assert load().special_ids == {257, 258, 259, 260}
+    assert load(mask_token="<mine>").mask_id == 259
+    # What is hidden from a model decides nothing of the tokens that are stored.
+    assert load(mask_token="<mine>").fingerprint == load().fingerprint
+    load(mask_token="<mine>").save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").mask_id == 259
+    write(tmp_path, tokenizer_config__json={"mask_token": {"content": "<mine>"}})
+    assert load().mask_id == 259
+    for none in ("<gone>", "<|endoftext|>"):  # it serves nothing, and hinders nothing
+        write(tmp_path, tokenizer_config__json={"mask_token": none})
+        assert load().mask_id == (258 if none == "<gone>" else None)
+    field = r"^config\.tokenizer\.mask_token: "
+    with pytest.raises(UserError, match=field + "'<gone>' is not one token"):
+        load(mask_token="<gone>")
+    with pytest.raises(UserError, match=field + r"'<\|endoftext\|>' is bos_token too"):
+        load(mask_token="<|endoftext|>")
 
 
 def test_special_tokens_that_cannot_be_are_told_with_the_field(tmp_path):

@@ -31,9 +31,11 @@ any_text = st.lists(st.one_of(st.text(), st.sampled_from(PARTS))).map("".join)
 def test_special_tokens_have_the_stable_ids(trained, kind):
     tokenizer = trained(kind)
     assert SPECIAL_TOKENS[:4] == ("<pad>", "<s>", "</s>", "<unk>")
-    assert SPECIAL_TOKENS[12:] == ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
+    assert SPECIAL_TOKENS[12:16] == ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
+    assert SPECIAL_TOKENS[16:] == ("<mask>",)
     ids = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id)
-    assert ids == (0, 1, 2, 3)
+    assert (*ids, tokenizer.mask_id) == (0, 1, 2, 3, 16)
+    assert tokenizer.special_ids == {*range(17)}
     for number, token in enumerate(SPECIAL_TOKENS):
         assert tokenizer.decode([number], skip_special_tokens=False) == token
         assert tokenizer.decode([number]) == ""
@@ -95,7 +97,7 @@ def test_nothing_is_forged_after_training_on_text_full_of_special_tokens(kind):
         tokenizer = TRAINERS[kind](texts, error.possible)
     for text in ("a </s>b", "x</s>y", "fox</w>dog", "dog</w></w>fox", *tokens, *words, *texts):
         ids = tokenizer.encode(text)
-        assert not {*ids} & {*range(3), *range(4, 16)}
+        assert not {*ids} & {*range(3), *range(4, 17)}
         if kind != "wordpiece" and 3 not in ids:
             kept = text if kind in LOSSLESS else " ".join(text.split())
             assert tokenizer.decode(ids) == kept
@@ -149,10 +151,22 @@ def test_saved_ids_of_bytes_stay_when_a_special_token_is_added(tmp_path, monkeyp
     module = "jaxllm.tokenizers.byte_tokenizer"
     monkeypatch.setattr(f"{module}.SPECIAL_TOKENS", (*SPECIAL_TOKENS, "<new>"))
     after = load_tokenizer(tmp_path)
-    assert (after.vocab_size, after.fingerprint) == (272, before.fingerprint)
+    assert (after.vocab_size, after.fingerprint) == (273, before.fingerprint)
     text = "az<new><s>"
     assert after.encode(text, True) == before.encode(text, True)
     assert ByteTokenizer((*SPECIAL_TOKENS, "<new>")).fingerprint != before.fingerprint
+
+
+def test_a_tokenizer_saved_before_there_was_a_mask_is_the_one_it_was(tmp_path):
+    before = ByteTokenizer(SPECIAL_TOKENS[:16])
+    before.save(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings.pop("mask_token") is None  # which was not written then
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    loaded = load_tokenizer(tmp_path)
+    assert (loaded.vocab_size, loaded.mask_id) == (272, None)
+    # Runs and token stores of that time are found by this name.
+    assert loaded.fingerprint == "9f70f29cae37d21d81a8cd1bc53b2d42"
 
 
 @every_kind

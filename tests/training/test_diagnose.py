@@ -8,10 +8,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllm import trees
 from jaxllm.objectives.next_token import NextTokenConfig, next_token
+from jaxllm.objectives.objective import Objective
 from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxllm.training.diagnose import first_non_finite
-
-KEY = jax.random.key(0)
+from jaxllm.training.step import row_keys
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def batch(packed_rows):
 def diagnose(tiny_model, batch):
     def run(params, batch=batch, frozen=None, **options):
         objective = next_token(tiny_model(**options), NextTokenConfig(z_loss=0.01))
-        return first_non_finite(objective, params, frozen or {}, batch, KEY)
+        return first_non_finite(objective, params, frozen or {}, batch, None)
 
     return run
 
@@ -86,3 +86,21 @@ def test_the_final_norm_is_named_without_a_repeat(diagnose, params):
 def test_a_loss_beyond_finite_states_is_told(diagnose, params, batch):
     found = diagnose(params, batch | {"loss_weights": batch["loss_weights"] * jnp.nan})
     assert found == "the hidden states are finite, but the loss is not"
+
+
+def test_rows_draw_again_what_they_drew():
+    def sums(params, batch, frozen, rngs):
+        drawn = jax.vmap(jax.random.uniform)(rngs)
+        loss = jnp.sum(jnp.where(drawn > 0.9, jnp.inf, params["w"] * drawn))
+        return {"drawn": loss}, {}
+
+    objective = Objective({"drawn": 1.0}, lambda batch: {"drawn": jnp.float32(4)}, sums)
+    batch = {"tokens": jnp.zeros((4, 2))}
+    found = set()
+    for step in range(10):
+        keys = row_keys(0, step, 4)
+        faulty = (jax.vmap(jax.random.uniform)(keys) > 0.9).any()
+        told = first_non_finite(objective, {"w": jnp.ones(())}, {}, batch, keys)
+        assert ("the loss is not" in told) == faulty
+        found.add(bool(faulty))
+    assert found == {True, False}

@@ -89,7 +89,7 @@ class Harness:
             frozen={},
             source=source or self._batch,
             evaluate=self._evaluate,
-            diagnose=lambda state, batch: f"batch {int(batch['tokens'][0])} is at fault",
+            diagnose=lambda step, state, batch: f"batch {int(batch['tokens'][0])} of step {step}",
             recorder=recorder,
             checkpointer=checkpointer,
             log=LogConfig(every=log),
@@ -257,7 +257,7 @@ def test_a_run_that_diverges_stops_and_names_the_fault(harness):
         harness.train(steps=10, max_skipped=2)
     message = str(stopped.value)
     assert message.startswith("3 steps in a row up to step 5 had a loss or gradient")
-    assert "batch 5 is at fault" in message
+    assert "batch 5 of step 5" in message
     assert harness.of("save") == []
 
 
@@ -401,10 +401,23 @@ def test_a_signal_when_the_disk_is_full_does_not_claim_to_have_saved(harness, mo
 
 def test_a_checkpoint_holds_frozen_parameters_too(harness):
     _, state = harness.run()
-    params, progress = loop.checkpoint_items(state, {"base": {"w": jnp.ones(2)}})
+    frozen = {"base": {"w": jnp.ones(2)}}
+    params, progress = loop.checkpoint_items(state, frozen)
     assert params.keys() == {"w", "base"}
     assert progress.keys() == {"step", "opt_state", "skipped", "skipped_in_a_row", "extra"}
     np.testing.assert_array_equal(params["base"]["w"], np.ones(2))
+    assert loop.state_of(params, progress, "w") == (state, frozen)
+
+
+def test_a_checkpoint_gives_the_average_to_others_and_the_parameters_to_its_run(harness):
+    _, state = harness.run()
+    frozen = {"base": {"w": jnp.ones(2)}}
+    state = state.replace(extra={"ema": {"w": jnp.float32(0.5)}, "coefficient": jnp.float32(3)})
+    params, progress = loop.checkpoint_items(state, frozen)
+    assert params == {"w": state.extra["ema"]["w"], **frozen}
+    assert progress["params"] is state.params
+    assert progress["extra"].keys() == {"coefficient"}
+    assert loop.state_of(params, progress, "w") == (state, frozen)
 
 
 @pytest.mark.parametrize("fields", [{"every": 0}, {"max_batches": -1}])

@@ -1,4 +1,4 @@
-"""AdamW against Optax's, what Muon does to a matrix, and the schedules at their corners."""
+"""AdamW and Lion against Optax's, what Muon does to a matrix, and schedules at their corners."""
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,14 @@ PARAMS = {
     "output": jnp.ones((2, 3)),
     "stack_0": {"layer_0": {"norm": {"scale": jnp.ones((2, 2))}, "mlp": {"kernel": jnp.ones(4)}}},
     "bias": jnp.ones(3),
+    "position_embedding": jnp.ones((4, 2)),
 }
 DECAYED = {
     "embedding": True,
     "output": True,
     "stack_0": {"layer_0": {"norm": {"scale": False}, "mlp": {"kernel": True}}},
     "bias": False,
+    "position_embedding": False,
 }
 
 
@@ -74,19 +76,29 @@ def one_update(config, grads):
     return jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]
 
 
+RATE = 0.05
+DECAY = {"weight_decay": 0.3, "mask": DECAYED}
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("adamw", optax.adamw(RATE, b1=0.8, b2=0.9, eps=1e-6, **DECAY)),
+        ("lion", optax.lion(RATE, b1=0.8, b2=0.9, **DECAY)),
+    ],
+)
 @pytest.mark.parametrize("clip_norm", [0.0, 0.7])
-def test_five_steps_equal_those_of_optax_adamw(clip_norm):
-    config = OptimizerConfig(weight_decay=0.3, clip_norm=clip_norm, beta1=0.8, beta2=0.9, eps=1e-6)
-    rate = 0.05
-    adamw = optax.adamw(rate, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.3, mask=DECAYED)
-    ours, theirs = make_optimizer(config), adamw
+def test_five_steps_equal_those_of_optax(name, whole, clip_norm):
+    options = {"weight_decay": 0.3, "beta1": 0.8, "beta2": 0.9, "eps": 1e-6}
+    ours = make_optimizer(OptimizerConfig(name=name, clip_norm=clip_norm, **options))
+    theirs = whole
     if clip_norm:
-        theirs = optax.chain(optax.clip_by_global_norm(clip_norm), adamw)
+        theirs = optax.chain(optax.clip_by_global_norm(clip_norm), whole)
 
     @jax.jit
     def step(params, state, expected, expected_state, grads):
         directions, state = ours.update(grads, state, params)
-        params = jax.tree.map(lambda p, d: p - rate * d, params, directions)
+        params = jax.tree.map(lambda p, d: p - RATE * d, params, directions)
         updates, expected_state = theirs.update(grads, expected_state, expected)
         return params, state, optax.apply_updates(expected, updates), expected_state
 
@@ -177,10 +189,18 @@ def test_a_run_shorter_than_its_warmup_has_a_schedule(schedule):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "sgd"}, r"config\.optimizer\.name: must be one of adamw, muon"),
+        ({"name": "sgd"}, r"config\.optimizer\.name: must be one of adamw, adafactor, lion, muon"),
         ({"schedule": "step"}, r"config\.optimizer\.schedule: must be one of cosine, linear"),
         ({"learning_rate": -1.0}, r"config\.optimizer\.learning_rate: must not be negative"),
         ({"beta2": 1.5}, r"config\.optimizer\.beta2: must be in \[0, 1\)"),
+        (
+            {"moment_dtype": "float16"},
+            r"config\.optimizer\.moment_dtype: must be one of float32, b",
+        ),
+        (
+            {"name": "adafactor", "moment_dtype": "bfloat16"},
+            r"config\.optimizer\.moment_dtype: must be float32 for adafactor",
+        ),
         ({"learning_rate": float("nan")}, r"config\.optimizer\.learning_rate: must be a finite"),
     ],
 )

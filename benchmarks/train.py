@@ -1,0 +1,246 @@
+"""Seconds of a training step beside Hugging Face Transformers, eager and compiled, on CPU.
+
+    python benchmarks/train.py [--steps=12] [--only=jaxllm,eager]
+
+Needs `pip install -e .[peers]`, and a C++ compiler for `torch.compile`. Every competitor is a
+process of its own, on as many threads as there are cores; they make a step in turn, so that what
+else the machine does hits all alike. The model is a Llama of 8.5 M parameters (256 wide, 8 layers,
+4 heads, MLP of 704, vocabulary of 8,192, tied) on batches of 16 x 256 tokens, float32, AdamW.
+`products` are the matrix products of that step alone, the bound of all.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+BATCH, SEQ, WIDTH, LAYERS, HEADS, MLP, VOCAB = 16, 256, 256, 8, 4, 704, 8192
+TOKENS = BATCH * SEQ
+COMPETITORS = ("jaxllm", "eager", "compiled", "products", "torch_products")
+# Large arrays that are given back to the system cost a page fault for every 4 KiB of the next.
+# The program sets the like of it for itself (jaxllm/memory.py); here the peers get it too.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "1000000000",
+}
+
+Step = Callable[[], None]
+
+
+def jaxllm_step() -> Step:
+    """A step of ours; it prints the temporaries of its program to stderr."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxllm.models.config import ModelConfig
+    from jaxllm.models.families import architecture
+    from jaxllm.models.transformer import SHARDING_RULES, init_params, param_shapes
+    from jaxllm.objectives.next_token import NextTokenConfig, next_token
+    from jaxllm.sharding.mesh import MeshConfig, make_mesh
+    from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+    from jaxllm.training.step import init_state, jit_step, make_train_step, state_shapes
+
+    config = ModelConfig(layers=LAYERS, width=WIDTH, heads=HEADS, mlp_width=MLP)
+    model = architecture(config, VOCAB)
+    optimizer = make_optimizer(OptimizerConfig())
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    step = make_train_step(
+        next_token(model, NextTokenConfig()),
+        optimizer,
+        learning_rate_schedule(OptimizerConfig(), steps=1000),
+        micro_batches=1,
+        seed=0,
+    )
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (BATCH, SEQ)), jnp.int32)
+    batch = {
+        "tokens": tokens,
+        "targets": tokens,
+        "positions": jnp.broadcast_to(jnp.arange(SEQ, dtype=jnp.int32), tokens.shape),
+        "segment_ids": jnp.ones_like(tokens),
+        "loss_weights": jnp.ones(tokens.shape, jnp.float32),
+    }
+    with jax.set_mesh(mesh):
+        shapes = state_shapes(param_shapes(model), optimizer, SHARDING_RULES, mesh)
+        params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
+        state = init_state(params, optimizer, shapes)
+        compiled = jit_step(step, shapes, mesh).lower(state, {}, batch).compile()
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    print(f"temporaries of a step: {temporary / 1e6:.0f} MB", file=sys.stderr)
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = compiled(state, {}, batch)
+        jax.block_until_ready((state, metrics))
+
+    return run
+
+
+def transformers_step(compiled: bool) -> Step:
+    """A step of Transformers' Llama with PyTorch's fused AdamW."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    torch.set_num_threads(os.cpu_count() or 1)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=MLP,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=SEQ,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(config).train()
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
+    tokens = torch.randint(0, VOCAB, (BATCH, SEQ))
+
+    def run() -> None:
+        optimizer.zero_grad()
+        forward(input_ids=tokens, labels=tokens).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return run
+
+
+def shapes_of_products() -> list[tuple[int, int]]:
+    """(in, out) of every kernel, layers repeated; queries, keys and values apart."""
+    layer = [(WIDTH, WIDTH)] * 4 + [(WIDTH, MLP)] * 2 + [(MLP, WIDTH)]
+    return layer * LAYERS + [(WIDTH, VOCAB)]
+
+
+def products_step() -> Step:
+    """Forward and both backward products of every kernel, in JAX, and nothing else."""
+    import jax
+    import jax.numpy as jnp
+
+    @jax.jit
+    def one(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+        return x @ kernel, cotangent @ kernel.T, x.T @ cotangent
+
+    arrays = {
+        shape: (jnp.ones((TOKENS, shape[0])), jnp.ones(shape), jnp.ones((TOKENS, shape[1])))
+        for shape in set(shapes_of_products())
+    }
+
+    def run() -> None:
+        for shape in shapes_of_products():
+            jax.block_until_ready(one(*arrays[shape]))
+
+    return run
+
+
+def torch_products_step() -> Step:
+    """The same in PyTorch."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    arrays = {
+        shape: (torch.ones(TOKENS, shape[0]), torch.ones(shape), torch.ones(TOKENS, shape[1]))
+        for shape in set(shapes_of_products())
+    }
+
+    def run() -> None:
+        for shape in shapes_of_products():
+            x, kernel, cotangent = arrays[shape]
+            x @ kernel, cotangent @ kernel.T, x.T @ cotangent
+
+    return run
+
+
+STEPS: dict[str, Callable[[], Step]] = {
+    "jaxllm": jaxllm_step,
+    "eager": lambda: transformers_step(compiled=False),
+    "compiled": lambda: transformers_step(compiled=True),
+    "products": products_step,
+    "torch_products": torch_products_step,
+}
+
+
+def work(name: str) -> None:
+    """A competitor: makes a step for every line it is given, and answers with its seconds."""
+    run = STEPS[name]()
+    for _ in range(3):
+        run()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        run()
+        print(json.dumps(time.perf_counter() - begin), flush=True)
+
+
+def start(name: str, keep_memory: bool) -> subprocess.Popen:
+    """The process of a competitor, compiled and warm."""
+    environment = os.environ | (KEEP_MEMORY if keep_memory else {})
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--worker", name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    if process.stdout.readline().strip() != "ready":
+        raise SystemExit(f"{name} did not start: is the extra `peers` installed?")
+    return process
+
+
+def main() -> None:
+    """Prints medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--only", default=",".join(COMPETITORS))
+    parser.add_argument("--worker", choices=STEPS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker)
+        return
+
+    from jaxllm.reporting.tables import print_table
+
+    names = options.only.split(",")
+    workers = {
+        (name, keep): start(name, keep)
+        for name in names
+        for keep in ((False, True) if name in ("jaxllm", "eager", "compiled") else (True,))
+    }
+    seconds: dict[tuple[str, bool], list[float]] = {key: [] for key in workers}
+    for _ in range(options.steps):
+        for key, process in workers.items():
+            assert process.stdin is not None and process.stdout is not None
+            time.sleep(0.2)  # threads that spin for more work come to rest
+            process.stdin.write("\n")
+            process.stdin.flush()
+            seconds[key].append(json.loads(process.stdout.readline()))
+    for process in workers.values():
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+    ours = statistics.median(seconds[names[0], False])
+    rows = [
+        (
+            name,
+            "kept" if keep else "given back",
+            f"{statistics.median(times):.2f}",
+            f"{min(times):.2f}",
+            f"{TOKENS / statistics.median(times):,.0f}",
+            f"{statistics.median(times) / ours:.2f}",
+        )
+        for (name, keep), times in seconds.items()
+    ]
+    heads = ("", "freed memory", "median s", "fastest s", "tokens/s", f"times {names[0]}")
+    print_table(heads, rows, f"A step of {TOKENS:,} tokens, {options.steps} in turn")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The parts that layers are made of: the one `Linear`, norms, activations, dropout."""
+
+import zlib
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Key
+
+from jaxllm.models.config import DTypes, NormConfig
+from jaxllm.ops.products import product
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+}
+
+
+# What `model.remat=dots` keeps for the backward pass.
+PRODUCT = "product"
+
+
+class Linear(nn.Module):
+    """x @ kernel (+ bias): every matrix product of the model with its parameters.
+
+    The kernel is a matrix [in, out], cast to the dtype of the input.
+    """
+
+    features: int
+    dtypes: DTypes
+    bias: bool = False
+    zero_init: bool = False
+    """Begin at zero, rather than at a truncated normal of standard deviation 1/√in."""
+    result_dtype: str = ""
+    """Empty: that of the input."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        dtype = jnp.dtype(self.dtypes.params)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), dtype)
+        result = product(x, kernel, self.result_dtype, self.dtypes.reduction)
+        result = checkpoint_name(result, PRODUCT)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype)
+            result = result + bias.astype(result.dtype)
+        return result
+
+
+class Norm(nn.Module):
+    """`rms`: x / √(mean(x²) + eps) · scale (Zhang & Sennrich 2019,
+    https://arxiv.org/abs/1910.07467); `layer`: (x - mean) / √(var + eps) · scale + bias (Ba et
+    al. 2016, https://arxiv.org/abs/1607.06450).
+
+    Computed in float32, returned in the dtype of the input.
+    """
+
+    config: NormConfig
+    dtypes: DTypes
+    zero_init: bool = False
+    """Begin with a scale of 0, rather than 1."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
+        config, dtype = self.config, jnp.dtype(self.dtypes.params)
+        wide = x.astype(jnp.float32)
+        begin = nn.initializers.constant((0 if self.zero_init else 1) - config.offset)
+        scale = self.param("scale", begin, (x.shape[-1],), dtype).astype(jnp.float32)
+        if config.kind == "layer":
+            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        result = wide * jax.lax.rsqrt(mean_square + config.eps) * (scale + config.offset)
+        if config.kind == "layer":
+            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), dtype)
+            result = result + bias.astype(jnp.float32)
+        return result.astype(x.dtype)
+
+
+def dropout(
+    x: Float[Array, "batch ..."], rate: float, keys: Key[Array, " batch"] | None, name: str
+) -> Float[Array, "batch ..."]:
+    """Sets a share `rate` of each row to zero, and divides the rest by 1 - rate.
+
+    Args:
+        x: activations.
+        rate: in [0, 1).
+        keys: one a row, so that what a row loses does not depend on its neighbours; None: in
+            evaluation nothing is dropped.
+        name: of the place; every place draws its own.
+    """
+    if keys is None or rate == 0:
+        return x
+
+    def one_row(key: Key[Array, ""], row: Float[Array, "..."]) -> Float[Array, "..."]:
+        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        kept = jax.random.bernoulli(own, 1 - rate, row.shape)
+        return jnp.where(kept, row / (1 - rate), 0).astype(row.dtype)
+
+    return jax.vmap(one_row)(keys, x)

@@ -1,0 +1,202 @@
+"""Mixture of experts: which experts each token goes to, and the MLPs of its experts.
+
+No expert has a capacity, so no token is ever dropped: assignments are sorted by expert and
+multiplied in groups of whatever size they have. On a mesh the experts lie split over the axis
+`expert`, which splits the batch as well.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxllm.ops.grouped import grouped_matmul
+from jaxllm.sharding.mesh import BATCH_AXES
+
+
+class Routing(NamedTuple):
+    """Where each token goes, and what the auxiliary losses need."""
+
+    choices: Int[Array, "batch seq k"]
+    """The experts of each token, the most probable first; no two are the same."""
+    weights: Float[Array, "batch seq k"]
+    """The share of each of these experts in the output; float32."""
+    load_balance: Float[Array, " batch"]
+    """The load-balance loss of each row times its counted tokens; see `route`."""
+    router_z: Float[Array, " batch"]
+    """The router z-loss, summed over the counted tokens of each row; see `route`."""
+
+
+def route(
+    logits: Float[Array, "batch seq experts"],
+    per_token: int,
+    *,
+    normalise: bool,
+    counted: Bool[Array, "batch seq"] | Float[Array, "batch seq"],
+) -> Routing:
+    """Sends each token to its k most probable experts; all in float32.
+
+    With p = softmax(logits) over all E experts, the weights are the k largest of p.
+
+    Load balance is Fedus et al. 2021, https://arxiv.org/abs/2101.03961, equation 4, for k
+    experts a token and within each row: E · Σₑ fₑ Pₑ, where, over the n counted tokens of the
+    row, fₑ is the share of the n·k assignments that went to expert e, and Pₑ the mean of pₑ. It
+    is 1 where either is uniform. Returned is n times that, so that the sum over rows, divided by
+    all counted tokens, is the mean. Gradients flow through P alone.
+
+    Router z is Zoph et al. 2022, https://arxiv.org/abs/2202.08906, equation 5, a sum over
+    tokens: Σ logsumexp(logits)².
+
+    Args:
+        logits: the router's scores.
+        per_token: k, the experts of a token.
+        normalise: divide the weights by their sum, so that they sum to 1: the softmax over the
+            chosen logits alone.
+        counted: 1 for tokens that take part in the losses, 0 for padding.
+    """
+    logits = logits.astype(jnp.float32)
+    experts = logits.shape[-1]
+    top_logits, choices = jax.lax.top_k(logits, per_token)
+    log_sum_exp = jax.nn.logsumexp(logits, axis=-1)
+    chosen_sum = jax.nn.logsumexp(top_logits, axis=-1) if normalise else log_sum_exp
+    weights = jnp.exp(top_logits - chosen_sum[..., None])
+
+    counts = counted.astype(jnp.float32)
+    assigned = jax.nn.one_hot(choices, experts) * counts[..., None, None]
+    probabilities = jax.nn.softmax(logits, axis=-1) * counts[..., None]
+    load_balance = jnp.sum(jnp.sum(assigned, axis=(1, 2)) * jnp.sum(probabilities, axis=1), axis=-1)
+    tokens = jnp.maximum(jnp.sum(counts, axis=-1), 1.0)
+    return Routing(
+        choices=choices,
+        weights=weights,
+        load_balance=load_balance * experts / (per_token * tokens),
+        router_z=jnp.sum(log_sum_exp**2 * counts, axis=-1),
+    )
+
+
+def expert_mlp(
+    x: Float[Array, "batch seq embed"],
+    choices: Int[Array, "batch seq k"],
+    weights: Float[Array, "batch seq k"],
+    gate: Float[Array, "experts embed inner"],
+    up: Float[Array, "experts embed inner"],
+    down: Float[Array, "experts inner embed"],
+    activation: Callable[[Array], Array],
+) -> Float[Array, "batch seq embed"]:
+    """Σⱼ weightsⱼ · down(activation(gate(x)) · up(x)), j over the experts that a token chose.
+
+    Matrix products are of the dtype of `x` and accumulate in float32; the sum is float32. The
+    work is that of the k chosen experts, however unevenly they are chosen.
+
+    On a mesh each device gathers the tokens of the devices along `expert`, computes what its own
+    experts, its share of their inner width along `tensor`, add to them, and the sums are
+    scattered back. Kernels lie split over `expert`, `fsdp` and `tensor`, each dividing its
+    dimension, and are gathered over `fsdp`.
+
+    Args:
+        x: hidden states.
+        choices, weights: from `route`.
+        gate, up, down: the experts' kernels.
+        activation: of the gate, elementwise.
+    """
+    gate, up, down = (kernel.astype(x.dtype) for kernel in (gate, up, down))
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return _own_experts(x, choices, weights, gate, up, down, activation)
+    # Rows that choose no expert where the mesh does not divide the batch, as with one prompt.
+    missing = -x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    padding = ((0, missing), (0, 0), (0, 0))
+    rows = (
+        jnp.pad(x, padding),
+        jnp.pad(choices, padding, constant_values=-1),
+        jnp.pad(weights, padding),
+    )
+    by_row = PartitionSpec(BATCH_AXES)
+    to_inner = PartitionSpec("expert", "fsdp", "tensor")
+    to_embed = PartitionSpec("expert", "tensor", "fsdp")
+    on_each_device: Callable[..., Array] = partial(_on_each_device, activation)
+    sharded = jax.shard_map(
+        on_each_device,
+        in_specs=(by_row, by_row, by_row, to_inner, to_inner, to_embed),
+        out_specs=by_row,
+        check_vma=False,
+    )
+    return sharded(*rows, gate, up, down)[: x.shape[0]]
+
+
+def _on_each_device(
+    activation: Callable[[Array], Array],
+    x: Float[Array, "rows seq embed"],
+    choices: Int[Array, "rows seq k"],
+    weights: Float[Array, "rows seq k"],
+    gate: Float[Array, "own_experts part_of_embed part_of_inner"],
+    up: Float[Array, "own_experts part_of_embed part_of_inner"],
+    down: Float[Array, "own_experts part_of_inner part_of_embed"],
+) -> Float[Array, "rows seq embed"]:
+    """What `expert_mlp` does on one device of a mesh, with its parts of the arrays."""
+    gather = partial(jax.lax.all_gather, tiled=True)
+    gate, up = gather(gate, "fsdp", axis=1), gather(up, "fsdp", axis=1)
+    down = gather(down, "fsdp", axis=2)
+    x, choices, weights = (gather(array, "expert") for array in (x, choices, weights))
+    choices = choices - jax.lax.axis_index("expert") * gate.shape[0]
+    out = _own_experts(x, choices, weights, gate, up, down, activation)
+    out = jax.lax.psum_scatter(out, "expert", tiled=True)
+    return jax.lax.psum(out, "tensor")
+
+
+def _own_experts(
+    x: Float[Array, "batch seq embed"],
+    choices: Int[Array, "batch seq k"],
+    weights: Float[Array, "batch seq k"],
+    gate: Float[Array, "experts embed inner"],
+    up: Float[Array, "experts embed inner"],
+    down: Float[Array, "experts inner embed"],
+    activation: Callable[[Array], Array],
+) -> Float[Array, "batch seq embed"]:
+    """`expert_mlp` on one device; a choice outside of [0, experts) adds nothing."""
+    experts, k = gate.shape[0], choices.shape[-1]
+    own = (choices >= 0) & (choices < experts)
+    # Others' assignments are sorted to the end, where they are of no group.
+    assignments = jnp.where(own, choices, experts).reshape(-1)
+    order = jnp.argsort(assignments)
+    inverse = jnp.argsort(order)
+    sizes = jnp.sum(assignments[:, None] == jnp.arange(experts), axis=0)
+
+    repeated = jnp.repeat(x.reshape(-1, x.shape[-1]), k, axis=0)
+    rows = _permute(repeated, order, inverse)
+    inner = activation(grouped_matmul(rows, gate, sizes)) * grouped_matmul(rows, up, sizes)
+    out = _permute(grouped_matmul(inner, down, sizes), inverse, order)
+    out = out.reshape(*choices.shape, -1).astype(jnp.float32)
+    return jnp.sum(weights[..., None] * out, axis=-2).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _permute(
+    rows: Float[Array, "rows width"], order: Int[Array, " rows"], inverse: Int[Array, " rows"]
+) -> Float[Array, "rows width"]:
+    """rows[order]; `inverse` is the inverse permutation.
+
+    The gradient is a permutation too. XLA would add row by row, as if they could collide.
+    """
+    return rows.at[order].get(mode="promise_in_bounds")
+
+
+def _permute_forward(
+    rows: Float[Array, "rows width"], order: Int[Array, " rows"], inverse: Int[Array, " rows"]
+) -> tuple[Float[Array, "rows width"], tuple[Array, Array]]:
+    return _permute(rows, order, inverse), (order, inverse)
+
+
+def _permute_backward(
+    saved: tuple[Array, Array], cotangent: Float[Array, "rows width"]
+) -> tuple[Float[Array, "rows width"], None, None]:
+    order, inverse = saved
+    return _permute(cotangent, inverse, order), None, None
+
+
+_permute.defvjp(_permute_forward, _permute_backward)
