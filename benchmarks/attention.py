@@ -3,8 +3,10 @@
     python benchmarks/attention.py [--rows 16 --seq 256 --heads 4 --head_dim 64 --documents 2]
 
 Backends take turns, so that a busy machine is as busy for each; the figures are the median and
-the fastest of all rounds. `--torch` adds PyTorch's scaled_dot_product_attention, if installed,
-with the causal flag (one document) or the mask of the documents.
+the fastest of all rounds. Documents have lengths drawn at random, others in every row: a block of
+keys is left out only where no row of a group needs it. `--torch` adds PyTorch's
+scaled_dot_product_attention, if installed, with the causal flag (one document) or the mask of the
+documents.
 """
 
 import argparse
@@ -23,26 +25,42 @@ from jaxllm.reporting.tables import print_table
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+def documents(sizes: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and segment ids [rows, seq] of rows cut at random into as many documents."""
+    rng = np.random.default_rng(0)
+    begins = np.zeros((sizes.rows, sizes.seq), bool)
+    begins[:, 0] = True
+    for row in begins:
+        row[1 + rng.choice(sizes.seq - 1, sizes.documents - 1, replace=False)] = True
+    index = np.broadcast_to(np.arange(sizes.seq), begins.shape)
+    first = np.maximum.accumulate(np.where(begins, index, 0), axis=1)
+    return index - first, np.cumsum(begins, axis=1)
+
+
 def compiled_backend(backend: str, sizes: SimpleNamespace) -> tuple[Callable[[], object], int]:
     """A call of value and gradients, compiled, and its temporary memory in bytes."""
     shape = (sizes.rows, sizes.seq, sizes.heads, sizes.head_dim)
     keys = jax.random.split(jax.random.key(0), 4)
     arrays = [jax.random.normal(key, shape, _DTYPES[sizes.dtype]) for key in keys]
-    length = -(-sizes.seq // sizes.documents)
-    index = jnp.broadcast_to(jnp.arange(sizes.seq), shape[:2])
+    places = [jnp.asarray(x, jnp.int32) for x in documents(sizes)]
 
     def run(
-        query: jax.Array, key: jax.Array, value: jax.Array, d_out: jax.Array, index: jax.Array
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        d_out: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
     ) -> tuple:
         def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             return attention(
                 query,
                 key,
                 value,
-                query_positions=index % length,
-                key_positions=index % length,
-                query_segment_ids=index // length + 1,
-                key_segment_ids=index // length + 1,
+                query_positions=positions,
+                key_positions=positions,
+                query_segment_ids=segment_ids,
+                key_segment_ids=segment_ids,
                 in_order=True,
                 backend=backend,
             )
@@ -50,9 +68,9 @@ def compiled_backend(backend: str, sizes: SimpleNamespace) -> tuple[Callable[[],
         out, pull = jax.vjp(attend, query, key, value)
         return out, pull(d_out)
 
-    compiled = jax.jit(run).lower(*arrays, index).compile()
+    compiled = jax.jit(run).lower(*arrays, *places).compile()
     memory = compiled.memory_analysis().temp_size_in_bytes
-    return lambda: jax.block_until_ready(compiled(*arrays, index)), memory
+    return lambda: jax.block_until_ready(compiled(*arrays, *places)), memory
 
 
 def torch_call(sizes: SimpleNamespace) -> Callable[[], object]:
@@ -65,8 +83,9 @@ def torch_call(sizes: SimpleNamespace) -> Callable[[], object]:
     d_out = torch.randn(shape, dtype=dtype)
     options: dict = {"is_causal": True}
     if sizes.documents > 1:
-        document = torch.arange(sizes.seq) // -(-sizes.seq // sizes.documents)
-        options = {"attn_mask": torch.tril(document[:, None] == document[None])}
+        document = torch.from_numpy(documents(sizes)[1])
+        same = document[:, None, :, None] == document[:, None, None, :]
+        options = {"attn_mask": torch.tril(same)}
 
     def run() -> object:
         out = torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
@@ -80,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("rows", 16), ("seq", 256), ("heads", 4), ("head_dim", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--documents", type=int, default=1, help="of equal length in a row")
+    parser.add_argument("--documents", type=int, default=1, help="in a row, of random lengths")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--dtype", choices=tuple(_DTYPES), default="float32")
     parser.add_argument("--torch", action="store_true", help="time PyTorch too")

@@ -2,24 +2,35 @@
 
     python benchmarks/memory.py
 
-Nothing is run or allocated: steps are compiled from shapes. Two questions: what chunking the
-vocabulary saves against full logits, and whether the program grows with depth.
+Nothing is run or allocated: steps are compiled from shapes. Three questions: what chunking the
+vocabulary saves against full logits, whether the program grows with depth, and what the large
+presets take on each of eight devices.
 """
 
 import dataclasses
+import os
 import time
+from pathlib import Path
 from unittest import mock
+
+# Before JAX is imported; simulated devices share few cores.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("NPROC", "16")
 
 import jax
 import jax.numpy as jnp
 
+from jaxllm import command_line, trees
+from jaxllm.config import from_dict
 from jaxllm.models.config import ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.transformer import SHARDING_RULES, param_shapes
-from jaxllm.objectives.next_token import NextTokenConfig, next_token
+from jaxllm.objectives.cross_entropy import CrossEntropyConfig
+from jaxllm.objectives.next_token import next_token
 from jaxllm.ops import vocabulary
 from jaxllm.reporting.tables import print_table
 from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from jaxllm.stages.pretrain import PretrainConfig
 from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxllm.training.step import jit_step, make_train_step, state_shapes
 
@@ -30,7 +41,7 @@ def compiled_step(
     """A train step compiled ahead of time."""
     optimizer = make_optimizer(OptimizerConfig())
     schedule = learning_rate_schedule(OptimizerConfig(), steps=1000)
-    objective = next_token(model, NextTokenConfig())
+    objective = next_token(model, CrossEntropyConfig())
     with jax.set_mesh(mesh):
         shapes = state_shapes(param_shapes(model), optimizer, SHARDING_RULES, mesh)
         step = make_train_step(objective, optimizer, schedule, micro_batches=1, seed=0)
@@ -54,14 +65,20 @@ def instructions(compiled: jax.stages.Compiled) -> int:
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Prints the three tables."""
+    vocabulary_and_depth()
+    presets()
+
+
+def vocabulary_and_depth() -> None:
+    """The first two questions, on one device."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config = ModelConfig(layers=4, width=512, heads=8, dtype="float32", remat="full")
     model = architecture(config, 128 * 1024)
     rows = []
     temporary = {}
-    for name, elements in (("full logits", 2**62), ("chunked", vocabulary._CHUNK_ELEMENTS)):
-        with mock.patch.object(vocabulary, "_CHUNK_ELEMENTS", elements):
+    for name, tokens in (("full logits", {"cpu": 2**62}), ("chunked", vocabulary._CHUNK_TOKENS)):
+        with mock.patch.object(vocabulary, "_CHUNK_TOKENS", tokens):
             memory = compiled_step(model, batch=4, seq=2048, mesh=mesh).memory_analysis()
         temporary[name] = memory.temp_size_in_bytes
         rows.append((name, f"{temporary[name] / 2**30:.2f} GiB"))
@@ -77,6 +94,32 @@ def main() -> None:
         seconds = time.perf_counter() - begin
         rows.append((str(layers), f"{instructions(compiled):,}", f"{seconds:.1f} s"))
     print_table(("layers", "HLO instructions", "tracing and compiling"), rows, "Depth")
+
+
+def presets() -> None:
+    """The third: one micro-batch of 8 rows, on 8 devices, fsdp 4 x tensor 2, bfloat16."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    rows = []
+    for preset in ("1b", "8b"):
+        path = Path(__file__).parent.parent / "configs" / "pretrain.py"
+        loaded = command_line.load_config(f"{path}:{preset}")
+        command_line.override(loaded, ["--config.data.train=-", "--config.model.dtype=bfloat16"])
+        config = from_dict(PretrainConfig, loaded)
+        model = architecture(config.model, config.tokenizer.vocab_size)
+        begin = time.perf_counter()
+        compiled = compiled_step(model, batch=8, seq=config.data.seq_len, mesh=mesh)
+        memory = compiled.memory_analysis()
+        rows.append(
+            (
+                f":{preset}",
+                f"{trees.size(param_shapes(model)):,}",
+                f"{memory.argument_size_in_bytes:,}",
+                f"{memory.temp_size_in_bytes:,}",
+                f"{time.perf_counter() - begin:.0f} s",
+            )
+        )
+    heads = ("preset", "parameters", "state and batch, bytes a device", "temporaries", "compiling")
+    print_table(heads, rows, "8 devices, fsdp 4 x tensor 2, 8 rows of 2,048, bfloat16")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Seconds of a training step beside Hugging Face Transformers, eager and compiled, on CPU.
+"""Seconds of a training step on CPU, beside Transformers, eager and compiled, and plain Flax.
 
-    python benchmarks/train.py [--steps=12] [--only=jaxllm,eager]
+    python benchmarks/train.py [--turns=6] [--only=jaxllm,eager] [--huge-pages]
 
 Needs `pip install -e .[peers]`, and a C++ compiler for `torch.compile`. Every competitor is a
-process of its own, on as many threads as there are cores; they make a step in turn, so that what
-else the machine does hits all alike. The model is a Llama of 8.5 M parameters (256 wide, 8 layers,
+process of its own, on as many threads as there are cores; they make three steps in turn, so that
+what else the machine does hits all alike. The first of three is not counted: it finds its memory
+and the caches taken. The model is a Llama of 8.5 M parameters (256 wide, 8 layers,
 4 heads, MLP of 704, vocabulary of 8,192, tied) on batches of 16 x 256 tokens, float32, AdamW.
-`products` are the matrix products of that step alone, the bound of all.
+`products` are the products of that step with parameters, one after another, which all of them make;
+attention's own come on top. `--huge-pages` gives every process large pages of memory.
 """
 
 import argparse
@@ -20,14 +22,10 @@ from collections.abc import Callable
 
 BATCH, SEQ, WIDTH, LAYERS, HEADS, MLP, VOCAB = 16, 256, 256, 8, 4, 704, 8192
 TOKENS = BATCH * SEQ
-COMPETITORS = ("jaxllm", "eager", "compiled", "products", "torch_products")
-# Large arrays that are given back to the system cost a page fault for every 4 KiB of the next.
-# The program sets the like of it for itself (jaxllm/memory.py); here the peers get it too.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "100000000000",
-    "MALLOC_TOP_PAD_": "1000000000",
-}
+COMPETITORS = ("jaxllm", "eager", "compiled", "plain_flax", "products", "torch_products")
+# Arrays that are made and freed in every step cost a page fault for each 4 KiB, or, by this setting
+# of glibc, for each 2 MiB.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 Step = Callable[[], None]
 
@@ -41,7 +39,8 @@ def jaxllm_step() -> Step:
     from jaxllm.models.config import ModelConfig
     from jaxllm.models.families import architecture
     from jaxllm.models.transformer import SHARDING_RULES, init_params, param_shapes
-    from jaxllm.objectives.next_token import NextTokenConfig, next_token
+    from jaxllm.objectives.cross_entropy import CrossEntropyConfig
+    from jaxllm.objectives.next_token import next_token
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
     from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
     from jaxllm.training.step import init_state, jit_step, make_train_step, state_shapes
@@ -51,7 +50,7 @@ def jaxllm_step() -> Step:
     optimizer = make_optimizer(OptimizerConfig())
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     step = make_train_step(
-        next_token(model, NextTokenConfig()),
+        next_token(model, CrossEntropyConfig()),
         optimizer,
         learning_rate_schedule(OptimizerConfig(), steps=1000),
         micro_batches=1,
@@ -77,6 +76,24 @@ def jaxllm_step() -> Step:
         nonlocal state
         state, metrics = compiled(state, {}, batch)
         jax.block_until_ready((state, metrics))
+
+    return run
+
+
+def plain_flax_step() -> Step:
+    """The step of benchmarks/plain_flax.py; it prints its temporaries too."""
+    import jax
+    import numpy as np
+    from plain_flax import Model, compiled_step
+
+    tokens = jax.numpy.asarray(np.random.default_rng(0).integers(0, VOCAB, (BATCH, SEQ)))
+    compiled, state = compiled_step(Model(VOCAB, WIDTH, LAYERS, HEADS, MLP), tokens)
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    print(f"temporaries of a step of plain Flax: {temporary / 1e6:.0f} MB", file=sys.stderr)
+
+    def run() -> None:
+        nonlocal state
+        state = jax.block_until_ready(compiled(*state))
 
     return run
 
@@ -160,6 +177,7 @@ def torch_products_step() -> Step:
 
 STEPS: dict[str, Callable[[], Step]] = {
     "jaxllm": jaxllm_step,
+    "plain_flax": plain_flax_step,
     "eager": lambda: transformers_step(compiled=False),
     "compiled": lambda: transformers_step(compiled=True),
     "products": products_step,
@@ -168,20 +186,25 @@ STEPS: dict[str, Callable[[], Step]] = {
 
 
 def work(name: str) -> None:
-    """A competitor: makes a step for every line it is given, and answers with its seconds."""
+    """A competitor: makes three steps for every line it is given, and answers with the seconds of
+    the last two."""
     run = STEPS[name]()
     for _ in range(3):
         run()
     print("ready", flush=True)
     for _ in sys.stdin:
-        begin = time.perf_counter()
         run()
-        print(json.dumps(time.perf_counter() - begin), flush=True)
+        seconds = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - begin)
+        print(json.dumps(seconds), flush=True)
 
 
-def start(name: str, keep_memory: bool) -> subprocess.Popen:
+def start(name: str, huge_pages: bool) -> subprocess.Popen:
     """The process of a competitor, compiled and warm."""
-    environment = os.environ | (KEEP_MEMORY if keep_memory else {})
+    environment = os.environ | (HUGE_PAGES if huge_pages else {})
     process = subprocess.Popen(
         [sys.executable, __file__, "--worker", name],
         stdin=subprocess.PIPE,
@@ -191,15 +214,16 @@ def start(name: str, keep_memory: bool) -> subprocess.Popen:
     )
     assert process.stdout is not None
     if process.stdout.readline().strip() != "ready":
-        raise SystemExit(f"{name} did not start: is the extra `peers` installed?")
+        raise SystemExit(f"{name} ended with {process.wait()} before its first step; see above")
     return process
 
 
 def main() -> None:
     """Prints medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--only", default=",".join(COMPETITORS))
+    parser.add_argument("--huge-pages", action="store_true")
     parser.add_argument("--worker", choices=STEPS)
     options = parser.parse_args()
     if options.worker:
@@ -209,37 +233,34 @@ def main() -> None:
     from jaxllm.reporting.tables import print_table
 
     names = options.only.split(",")
-    workers = {
-        (name, keep): start(name, keep)
-        for name in names
-        for keep in ((False, True) if name in ("jaxllm", "eager", "compiled") else (True,))
-    }
-    seconds: dict[tuple[str, bool], list[float]] = {key: [] for key in workers}
-    for _ in range(options.steps):
-        for key, process in workers.items():
+    if unknown := [name for name in names if name not in STEPS]:
+        parser.error(f"--only: {', '.join(unknown)} is unknown; there are {', '.join(STEPS)}")
+    workers = {name: start(name, options.huge_pages) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(options.turns):
+        for name, process in workers.items():
             assert process.stdin is not None and process.stdout is not None
             time.sleep(0.2)  # threads that spin for more work come to rest
             process.stdin.write("\n")
             process.stdin.flush()
-            seconds[key].append(json.loads(process.stdout.readline()))
+            seconds[name] += json.loads(process.stdout.readline())
     for process in workers.values():
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
-    ours = statistics.median(seconds[names[0], False])
+    ours = statistics.median(seconds[names[0]])
     rows = [
         (
             name,
-            "kept" if keep else "given back",
             f"{statistics.median(times):.2f}",
             f"{min(times):.2f}",
             f"{TOKENS / statistics.median(times):,.0f}",
             f"{statistics.median(times) / ours:.2f}",
         )
-        for (name, keep), times in seconds.items()
+        for name, times in seconds.items()
     ]
-    heads = ("", "freed memory", "median s", "fastest s", "tokens/s", f"times {names[0]}")
-    print_table(heads, rows, f"A step of {TOKENS:,} tokens, {options.steps} in turn")
+    heads = ("", "median s", "fastest s", "tokens/s", f"times {names[0]}")
+    print_table(heads, rows, f"A step of {TOKENS:,} tokens, {2 * options.turns} of each")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from jaxllm.checkpoints.load import LoadedModel, load_model
-from jaxllm.checkpoints.run_directory import RunDirectory
-from jaxllm.inference.generate import Sampling, generate_text
+from jaxllm.inference.generate import Sampling
+from jaxllm.inference.trained import TrainedModel, load_trained
 from jaxllm.main import run
-from jaxllm.objectives.pretraining import objective_config_of
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
 __all__ = ["Model", "load", "run"]
@@ -27,10 +25,8 @@ __all__ = ["Model", "load", "run"]
 class Model:
     """A trained model on its devices; made by `load`."""
 
-    loaded: LoadedModel
+    trained: TrainedModel
     mesh: Mesh
-    prompt_is_prefix: bool = False
-    """Whether it has learnt to see a prompt both ways."""
 
     def generate(self, prompts: Sequence[str], *, seed: int = 0, **sampling: float) -> list[str]:
         """Continues each prompt.
@@ -44,15 +40,8 @@ class Model:
             The continuations, without the prompts.
         """
         with jax.set_mesh(self.mesh):
-            return generate_text(
-                self.loaded.model,
-                self.loaded.params,
-                self.loaded.tokenizer,
-                prompts,
-                Sampling(**sampling),  # type: ignore[arg-type]
-                seed,
-                prompt_is_prefix=self.prompt_is_prefix,
-            )
+            options = Sampling(**sampling)  # type: ignore[arg-type]
+            return self.trained.generate(prompts, options, seed)
 
 
 def load(path: str | Path, mesh: MeshConfig | None = None) -> Model:
@@ -67,6 +56,4 @@ def load(path: str | Path, mesh: MeshConfig | None = None) -> Model:
     """
     devices = make_mesh(mesh or MeshConfig())
     with jax.set_mesh(devices):
-        loaded = load_model(path, devices)
-    objective = objective_config_of(RunDirectory(path))
-    return Model(loaded, devices, objective.prompt_is_prefix)
+        return Model(load_trained(path, devices), devices)

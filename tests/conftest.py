@@ -3,6 +3,7 @@
 import functools
 import os
 import zlib
+from collections.abc import Iterator
 
 # Before JAX is imported. Simulated devices share few cores: without NPROC their rendezvous can
 # time out and abort the process.
@@ -20,6 +21,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook("jaxllm", "beartype.beartype")
 
 import jax  # noqa: E402
+import jax.extend  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -75,6 +77,23 @@ def tiny_params():
         return jax.jit(enlarged)(jax.random.key(seed))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def all_equations():
+    """Goes through the equations of a program, those of loops, branches and calls included."""
+
+    def walk(jaxpr: jax.extend.core.Jaxpr) -> Iterator[jax.extend.core.JaxprEqn]:
+        for equation in jaxpr.eqns:
+            yield equation
+            for parameter in jax.tree.leaves(
+                equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+            ):
+                inner = getattr(parameter, "jaxpr", parameter)
+                if hasattr(inner, "eqns"):
+                    yield from walk(inner)
+
+    return walk
 
 
 @pytest.fixture(scope="session")

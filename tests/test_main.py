@@ -162,7 +162,7 @@ def test_a_work_directory_of_another_configuration_is_left_as_it_is(refused, tmp
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     config = {"stage": "pretrain", "seed": 5, "model": {"width": 48}}
-    (run / "config.json").write_text(json.dumps({"config": config}))
+    (run / "config.json").write_text(json.dumps({"config": config, "data": {}}))
     (run / "rejected.jsonl").write_text("kept\n")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     message = refused()

@@ -72,9 +72,13 @@ def test_an_unknown_preset_lists_the_known():
         command_line.load_config(f"{CONFIG}:huge")
 
 
-def test_the_1b_train_step_compiles_for_eight_devices():
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [("1b", 1_235_814_400), pytest.param("8b", 8_030_261_248, marks=pytest.mark.slow)],
+)
+def test_a_large_train_step_compiles_for_eight_devices(preset, parameters):
     config = load(
-        "1b", "--config.mesh.fsdp=4", "--config.mesh.tensor=2", "--config.micro_batch_size=8"
+        preset, "--config.mesh.fsdp=4", "--config.mesh.tensor=2", "--config.micro_batch_size=8"
     )
     model, mesh = model_of(config), make_mesh(config.mesh)
     optimizer = make_optimizer(config.optimizer)
@@ -93,7 +97,7 @@ def test_the_1b_train_step_compiles_for_eight_devices():
         lowered = jit_step(step, shapes, mesh).lower(shapes, {}, batch | {"loss_weights": weights})
         memory = lowered.compile().memory_analysis()
     # Parameters and two moments in float32, an eighth of them on each device (norms whole).
-    state = 3 * 4 * 1_235_814_400 / 8
+    state = 3 * 4 * parameters / 8
     assert state <= memory.argument_size_in_bytes < 1.01 * state
     # The state is donated: its buffers are those of the result.
     assert memory.alias_size_in_bytes >= state

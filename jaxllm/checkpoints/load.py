@@ -1,5 +1,6 @@
 """Loading what an earlier run made: its model, parameters and tokenizer."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,18 +26,27 @@ class LoadedModel(NamedTuple):
     step: int
 
 
-def load_model(path: str | Path, mesh: Mesh) -> LoadedModel:
+def load_model(
+    path: str | Path, mesh: Mesh, model_config: ModelConfig | None = None
+) -> LoadedModel:
     """The newest readable checkpoint of the run directory at `path`, laid out over `mesh`.
 
     Of a run that averages its parameters (`train.ema`), the checkpoint gives the average.
+
+    Args:
+        path: the run directory.
+        mesh: the devices.
+        model_config: of the run's shape, whatever else differs; None: as the run recorded it, but
+            computed in the way that suits this machine.
 
     Raises:
         UserError: there is no such run, or it has no checkpoint yet.
     """
     run = RunDirectory(path)
-    model_config = model_config_of(run)
+    # Another machine may lack the run's attention backend, and only training needs `remat`.
+    recorded = dataclasses.replace(model_config_of(run), attention="auto", remat="none")
     tokenizer = load_tokenizer(run.tokenizer)
-    model = architecture(model_config, tokenizer.vocab_size)
+    model = architecture(model_config or recorded, tokenizer.vocab_size)
     shapes = with_shardings(param_shapes(model), SHARDING_RULES, mesh)
     if not run.checkpoints.is_dir():
         raise UserError(f"{run.path}: the run has no checkpoint yet; let it train longer.")
@@ -53,4 +63,4 @@ def load_model(path: str | Path, mesh: Mesh) -> LoadedModel:
 
 def model_config_of(run: RunDirectory) -> ModelConfig:
     """The model's configuration as the run recorded it."""
-    return configuration.from_dict(ModelConfig, run.config()["model"], "model")
+    return configuration.from_dict(ModelConfig, run.group("model"), "model")

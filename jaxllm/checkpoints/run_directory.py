@@ -59,8 +59,13 @@ class RunDirectory:
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
-    def open(self, config: Mapping[str, Any]) -> None:
+    def open(self, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
         """Makes the directory; in one that holds a run, checks that the configuration agrees.
+
+        Args:
+            config: the resolved configuration.
+            defaults: the stage's own. A field that there was not yet when the run was recorded
+                counts as its default.
 
         Raises:
             UserError: the directory is of a run with another configuration (the difference is
@@ -69,7 +74,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path}: is a file; give a directory.")
         if self.config_path.exists():
-            self._check_unchanged(config)
+            self._check_unchanged(config, defaults or {})
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -96,6 +101,20 @@ class RunDirectory:
             UserError: this is no run directory.
         """
         return self._recorded("config")
+
+    def group(self, name: str) -> dict[str, Any]:
+        """A group of fields of that configuration, `model` say.
+
+        Raises:
+            UserError: this is no run directory, or that of a stage without such a group.
+        """
+        config = self.config()
+        if not isinstance(config.get(name), dict):
+            raise UserError(
+                f"{self.path}: is of the stage {config.get('stage')!r}, which trains no model; "
+                "give the --workdir of a run of pretrain."
+            )
+        return config[name]
 
     def data(self) -> dict[str, str]:
         """The fingerprints of what the run reads, as `begin` recorded them; else empty."""
@@ -130,8 +149,9 @@ class RunDirectory:
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"--workdir={self.path}: cannot be written ({error.strerror}).")
 
-    def _check_unchanged(self, config: Mapping[str, Any]) -> None:
-        before, now = configuration.flatten(self.config()), configuration.flatten(config)
+    def _check_unchanged(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        recorded, now = configuration.flatten(self.config()), configuration.flatten(config)
+        before = configuration.flatten(defaults) | recorded
         changes = [
             f"config.{path}: was {before.get(path)!r}, now {now.get(path)!r}"
             for path in {**before, **now}

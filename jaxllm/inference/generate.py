@@ -72,8 +72,9 @@ def generate_text(
         return []
     encoded = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(list(prompts))]
     lengths = np.array([len(ids) for ids in encoded], np.int32)
-    longest = int(lengths.max()) + sampling.max_new_tokens
-    check_length(model, longest, "config.max_new_tokens: with the prompt")
+    # The last new token is never fed.
+    longest = int(lengths.max()) + sampling.max_new_tokens - 1
+    check_length(model, longest, "config.max_new_tokens: with the prompt, but for the last new one")
     # Prompts are padded to a power of two, so that few lengths are ever compiled.
     padded = np.zeros((len(encoded), _power_of_two(int(lengths.max()))), np.int32)
     for row, ids in enumerate(encoded):
@@ -93,6 +94,22 @@ def generate_text(
         eos_id=tokenizer.eos_id,
     )
     return [tokenizer.decode(_until(row, tokenizer.eos_id)) for row in np.asarray(new).tolist()]
+
+
+def fitting(
+    model: TransformerConfig, tokenizer: Tokenizer, prompt: str, sampling: Sampling
+) -> Sampling:
+    """`sampling` of as many new tokens as the model has positions for, if it asks for more.
+
+    Raises:
+        UserError: the prompt alone has more tokens.
+    """
+    if not model.learned_positions:
+        return sampling
+    length = 1 + len(tokenizer.encode(prompt))
+    check_length(model, length, "config.prompt")
+    most = model.learned_positions - length + 1  # the last one is never fed
+    return dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, most))
 
 
 @partial(

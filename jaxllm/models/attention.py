@@ -92,6 +92,12 @@ def written(
     return slots.at[rows, positions].set(values.astype(slots.dtype))
 
 
+def _cache_backend(queries: int) -> str:
+    """The attention backend for a cache: kernels are for whole rows, and scores of a whole prompt
+    against every slot would take memory quadratic in its length."""
+    return "chunked" if queries >= 128 else "xla"
+
+
 def attend(
     config: AttentionConfig | LatentAttentionConfig,
     query: Float[Array, "batch seq heads head_dim"],
@@ -127,6 +133,5 @@ def attend(
         soft_cap=config.soft_cap,
         scale=config.scale,
         in_order=not cached,
-        # Kernels are for whole rows; a cache is read by a query or a few.
-        backend="xla" if cached else config.backend,
+        backend=_cache_backend(query.shape[1]) if cached else config.backend,
     )

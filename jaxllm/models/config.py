@@ -42,8 +42,11 @@ class ModelConfig:
     mlp_width: int = 0
     """Inner width of the MLP (of each expert, where there are experts); 0: 8/3 of `width` for a
     gated MLP, rounded up to a multiple of 32, else 4 times `width`."""
+    activation: str = ""
+    """Of the MLP: `silu`, `gelu`, `gelu_tanh` (GELU approximated); empty: the family's."""
     positions: str = ""
-    """How positions are told: `rotary`, `learned`, `sinusoidal`, `none`; empty: the family's."""
+    """How positions are told: `rotary`, `learned`, `sinusoidal` (as large as the embedded tokens
+    at the start), `none`; empty: the family's."""
     max_positions: int = 1024
     """Length of the table of `learned` positions; longer rows are refused."""
     rope_theta: float = 0.0
@@ -68,6 +71,9 @@ class ModelConfig:
     """Experts of a mixture; 0: the family's."""
     experts_per_token: int = 0
     """Experts that a token goes through; 0: the family's."""
+    normalised_experts: bool = True
+    """Whether the weights of a token's experts sum to 1, rather than being their probabilities
+    among all experts."""
     load_balance_loss: float = 0.01
     """Coefficient of the loss that keeps experts equally used; of mixtures alone."""
     router_z_loss: float = 0.001
@@ -87,10 +93,11 @@ class ModelConfig:
     """Dtype that parameters are kept in: `float32` or `bfloat16`."""
     reduction_dtype: str = "float32"
     """Dtype in which gradients of matrices are summed over tokens and devices: `float32`, or
-    `bfloat16` for half the traffic."""
-    remat: str = "none"
-    """What the backward pass computes again to save memory: `none` (nothing), `dots` (all but
-    the results of matrix products), `full` (each layer whole)."""
+    `bfloat16` for half the traffic. Those of tables and biases are summed in float32."""
+    remat: str = "dots"
+    """What the backward pass computes again to save memory: `none` (nothing), `dots` (all but the
+    results of matrix products and of attention: half the memory, in no more time on a CPU), `full`
+    (each layer whole: a third more products)."""
     attention: str = "auto"
     """Attention backend: `auto` (the fastest that can), `xla`, `chunked`, `cudnn`, `pallas`,
     `splash`: docs/attention.md."""

@@ -1,6 +1,7 @@
 """Families: what distinguishes them, as a table, and how a `ModelConfig` is completed from it."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import TypeVar
 
 import jax
@@ -18,6 +19,7 @@ from jaxllm.models.config import (
     StackConfig,
     TransformerConfig,
 )
+from jaxllm.models.parts import ACTIVATIONS
 from jaxllm.ops.attention import BACKENDS, check_backend
 from jaxllm.ops.rotary import RopeScaling, RotaryConfig
 
@@ -52,8 +54,6 @@ class Family:
     """Whether embedded tokens are multiplied by √width."""
     experts: int = 0
     experts_per_token: int = 0
-    normalised_experts: bool = True
-    """Whether the weights of a token's experts sum to 1."""
 
 
 _GEMMA = Family(
@@ -118,18 +118,19 @@ def architecture(config: ModelConfig, vocab_size: int) -> TransformerConfig:
     """The Transformer that `config` describes, for a vocabulary of `vocab_size`.
 
     Raises:
-        UserError: an unknown family or attention backend (the known ones are listed), or
-            options that do not go together.
+        UserError: an unknown family, activation or attention backend (the known ones are
+            listed), options that do not go together, or one that would change nothing.
     """
-    for name, known in (("family", FAMILIES), ("attention", BACKENDS)):
-        value = getattr(config, name)
-        if value not in known:
-            raise UserError(
-                f"config.model.{name}: {value!r} is unknown; the known ones are {', '.join(known)}."
-            )
+    if config.family not in FAMILIES:
+        raise _unknown("family", config.family, FAMILIES)
+    if config.attention not in BACKENDS:
+        raise _unknown("attention", config.attention, BACKENDS)
     family = FAMILIES[config.family]
+    if (config.activation or family.activation) not in ACTIVATIONS:
+        raise _unknown("activation", config.activation, ACTIVATIONS)
     positions = config.positions or family.positions
     pattern = tuple(config.pattern.split(",")) if config.pattern else family.pattern
+    _check_used(config, family, positions, pattern)
     layers = {kind: _layer(config, family, positions, local=kind == "local") for kind in pattern}
     return TransformerConfig(
         vocab_size=vocab_size,
@@ -145,6 +146,66 @@ def architecture(config: ModelConfig, vocab_size: int) -> TransformerConfig:
         dtypes=DTypes(config.param_dtype, _compute_dtype(config.dtype), config.reduction_dtype),
         remat=config.remat,
     )
+
+
+def _unknown(field: str, value: str, known: Iterable[str]) -> UserError:
+    return UserError(
+        f"config.model.{field}: {value!r} is unknown; the known ones are {', '.join(known)}."
+    )
+
+
+# Beside `kind`, the fields of `rope_scaling` that each kind reads.
+_READ_BY_SCALING = {
+    "none": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "original_length", "low_frequency", "high_frequency"),
+    "yarn": ("factor", "original_length", "beta_fast", "beta_slow", "attention_factor"),
+}
+
+
+def _check_used(
+    config: ModelConfig, family: Family, positions: str, pattern: tuple[str, ...]
+) -> None:
+    """Checks that no field is set which the other fields leave without effect.
+
+    Raises:
+        UserError: one is; the message says why.
+    """
+    no_local = "" if "local" in pattern else "no layer of the pattern is local"
+    not_rotary = "" if positions == "rotary" else f"positions are {positions}, not rotary"
+    no_experts = "" if config.experts or family.experts else "there are no experts (model.experts)"
+    unread = {
+        "max_positions": "" if positions == "learned" else f"positions are {positions}",
+        "rope_theta": not_rotary,
+        "rope_scaling": not_rotary,
+        "rope_local_theta": not_rotary or no_local,
+        "window": no_local,
+        "experts_per_token": no_experts,
+        "normalised_experts": no_experts,
+        "load_balance_loss": no_experts,
+        "router_z_loss": no_experts,
+    }
+    for field, reason in unread.items():
+        if reason and getattr(config, field) != getattr(ModelConfig, field):
+            raise UserError(f"config.model.{field}: would change nothing, since {reason}.")
+    if "local" in config.pattern and not _given(config.window, family.window):
+        raise UserError(
+            "config.model.pattern: `local` would change nothing, since the window is 0; give "
+            "--config.model.window too."
+        )
+    scaling = config.rope_scaling
+    for name in (field.name for field in dataclasses.fields(RopeScaling)):
+        changed = getattr(scaling, name) != getattr(RopeScaling, name)
+        if changed and name not in ("kind", *_READ_BY_SCALING[scaling.kind]):
+            raise UserError(
+                f"config.model.rope_scaling.{name}: would change nothing, since the kind of "
+                f"scaling is {scaling.kind}."
+            )
+    if scaling.kind != "none" and scaling.factor == 1 and not scaling.attention_factor:
+        raise UserError(
+            f"config.model.rope_scaling.factor: is 1, and {scaling.kind} would change nothing; "
+            "give the new length over the old."
+        )
 
 
 def _stacks(pattern: tuple[LayerConfig, ...], layers: int) -> tuple[StackConfig, ...]:
@@ -183,6 +244,7 @@ def _attention(
         head_dim=attention.head_dim,
         value_dim=attention.value_dim,
         platform=jax.default_backend(),
+        dtype=_compute_dtype(config.dtype),
     )
     return attention
 
@@ -256,9 +318,10 @@ def _rotary(config: ModelConfig, family: Family, head_dim: int, local: bool) -> 
 def _mlp(config: ModelConfig, family: Family) -> MlpConfig | MixtureConfig:
     usual = _round_up(8 * config.width / 3, 32) if family.gated else 4 * config.width
     width = config.mlp_width or usual
+    activation = config.activation or family.activation
     experts = config.experts or family.experts
     if not experts:
-        return MlpConfig(width, family.activation, family.gated, family.mlp_bias)
+        return MlpConfig(width, activation, family.gated, family.mlp_bias)
     per_token = config.experts_per_token or family.experts_per_token or min(2, experts)
     if per_token > experts:
         raise UserError(
@@ -273,8 +336,8 @@ def _mlp(config: ModelConfig, family: Family) -> MlpConfig | MixtureConfig:
         experts=experts,
         per_token=per_token,
         width=width,
-        activation=family.activation,
-        normalise=family.normalised_experts,
+        activation=activation,
+        normalise=config.normalised_experts,
         load_balance_loss=config.load_balance_loss,
         router_z_loss=config.router_z_loss,
     )

@@ -74,7 +74,14 @@ class Mixture(nn.Module):
         )
         gate, up, down = _Experts(config, embed, self.dtypes, self.zero_init, name="experts")()
         mixed = expert_mlp(
-            x, routing.choices, routing.weights, gate, up, down, ACTIVATIONS[config.activation]
+            x,
+            routing.choices,
+            routing.weights,
+            gate,
+            up,
+            down,
+            ACTIVATIONS[config.activation],
+            self.dtypes.reduction,
         )
         return mixed, RouterLosses(routing.load_balance, routing.router_z)
 

@@ -11,17 +11,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from jaxllm.models.config import DTypes, NormConfig
-from jaxllm.ops.products import product
+from jaxllm.ops.products import PRODUCT, product
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
     "gelu": partial(nn.gelu, approximate=False),
     "gelu_tanh": partial(nn.gelu, approximate=True),
 }
-
-
-# What `model.remat=dots` keeps for the backward pass.
-PRODUCT = "product"
 
 
 class Linear(nn.Module):
@@ -47,7 +43,10 @@ class Linear(nn.Module):
         result = checkpoint_name(result, PRODUCT)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype)
-            result = result + bias.astype(result.dtype)
+            # The bias is widened before it is added to every token: its gradient is a sum over
+            # them, of what it was broadcast in.
+            wide = result.astype(jnp.float32) + bias.astype(jnp.float32)
+            result = wide.astype(result.dtype)
         return result
 
 

@@ -18,7 +18,9 @@ from jaxllm.models.attention import Context, KeyValue
 from jaxllm.models.config import LatentAttentionConfig, StackConfig, TransformerConfig
 from jaxllm.models.latent_attention import LatentCache
 from jaxllm.models.layers import Layer, LayerCache, RouterLosses
-from jaxllm.models.parts import PRODUCT, Norm, dropout
+from jaxllm.models.parts import Norm, dropout
+from jaxllm.ops.lookup import lookup
+from jaxllm.ops.products import PRODUCT
 from jaxllm.ops.rotary import rotation
 from jaxllm.ops.vocabulary import OutputHead
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
@@ -30,6 +32,9 @@ _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+# Of both tables, as they are drawn.
+EMBEDDING_DEVIATION = 0.02
 
 # Kernels of a stack are [repeats, in, out], those of experts [repeats, experts, in, out].
 SHARDING_RULES = (
@@ -125,7 +130,9 @@ class Transformer(nn.Module):
         config = self.config
         x = self._embedded(tokens, positions)
         x = constrain(dropout(x, config.embedding_dropout, dropout_keys, "embedding"), BATCH_AXES)
-        rotary = {layer.attention.rotary for layer in config.unrolled}
+        # In the order of the layers: that of a set would be another in the next process, and
+        # another program for the compilation cache.
+        rotary = dict.fromkeys(layer.attention.rotary for layer in config.unrolled)
         rotations = {kind: rotation(positions, kind) for kind in rotary if kind}
         context = Context(positions, segment_ids, rotations, prefix, dropout_keys)
         written, losses, first = [], [], 0
@@ -146,20 +153,24 @@ class Transformer(nn.Module):
     ) -> Float[Array, "batch seq embed"]:
         config = self.config
         dtype, params = config.dtypes.compute, jnp.dtype(config.dtypes.params)
-        drawn, shape = nn.initializers.normal(0.02), (config.vocab_size, config.width)
+        drawn = nn.initializers.normal(EMBEDDING_DEVIATION)
+        shape = (config.vocab_size, config.width)
         embedding = self.param("embedding", drawn, shape, params)
         if not config.tied:
             self.param("output", drawn, shape[::-1], params)
-        x = jnp.take(embedding, tokens, axis=0).astype(dtype)
+        x = lookup(embedding, tokens, dtype)
         if config.embedding_scale != 1:
             x = x * jnp.asarray(config.embedding_scale, dtype)
         if config.learned_positions:
             shape = (config.learned_positions, config.width)
             table = self.param("position_embedding", drawn, shape, params)
             # Slots of padding may lie beyond the table; nobody reads what they hold.
-            x = x + jnp.take(table, positions, axis=0, mode="clip").astype(dtype)
+            x = x + lookup(table, jnp.minimum(positions, len(table) - 1), dtype)
         if config.sinusoidal:
-            x = x + sinusoids(positions, config.width).astype(dtype)
+            # As large as the embedded tokens at the start: they would drown beside a sine of 1.
+            deviation = EMBEDDING_DEVIATION * config.embedding_scale
+            waves = 2**0.5 * deviation * sinusoids(positions, config.width)
+            x = x + waves.astype(dtype)
         return x
 
     def _scanned(self, stack: StackConfig, name: str) -> nn.Module:

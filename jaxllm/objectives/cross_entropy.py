@@ -1,5 +1,6 @@
 """Cross-entropy of predicted tokens, whichever they are: what objectives of text share."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,9 +11,25 @@ from jaxllm import trees
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.layers import RouterLosses
 from jaxllm.models.transformer import output_head
-from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, Rngs, Sums
+from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, RowKeys, Sums
 from jaxllm.objectives.router import router_coefficients, router_sums, router_weights
-from jaxllm.ops.vocabulary import token_log_probs
+from jaxllm.ops.cross_entropy import cross_entropy_sums
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropyConfig:
+    """Terms beside the cross-entropy."""
+
+    z_loss: float = 0.0
+    """Coefficient of log²(normaliser), which keeps the logits from drifting; 1e-4 is usual."""
+    label_smoothing: float = 0.0
+    """Share of the target's probability that is spread evenly over the vocabulary."""
+
+    def __post_init__(self) -> None:
+        if self.z_loss < 0:
+            raise ValueError("z_loss: must not be negative")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError("label_smoothing: must be in [0, 1)")
 
 
 class Predicted(NamedTuple):
@@ -28,11 +45,9 @@ class Predicted(NamedTuple):
 def cross_entropy(
     term: str,
     model: TransformerConfig,
+    config: CrossEntropyConfig,
     weight: Callable[[Batch], Float[Array, ""]],
-    predict: Callable[[Params, Batch, Rngs], Predicted],
-    *,
-    z_loss: float,
-    label_smoothing: float,
+    predict: Callable[[Params, Batch, RowKeys], Predicted],
 ) -> Objective:
     """The objective Σ w·ℓ / Σ w + z · Σ w·log²Z / Σ w over predictions of weight w.
 
@@ -42,27 +57,32 @@ def cross_entropy(
     plain cross-entropy in nats, whatever the options.
 
     Args:
-        term: the name of its first term.
+        term: its name.
         model: a mixture of experts adds its router's losses.
+        config: z and ε.
         weight: Σ w of a batch, from the batch alone.
-        predict: `(params, batch, rngs) -> hidden states, labels and w`, of all parameters.
-        z_loss: coefficient z.
-        label_smoothing: ε.
+        predict: `(params, batch, row_keys) -> hidden states, labels and w`, of all parameters.
     """
-    coefficients = {term: 1.0} | ({"z_loss": z_loss} if z_loss else {})
+    coefficients = {term: 1.0}
 
     def weights(batch: Batch) -> Sums:
         return dict.fromkeys(coefficients, weight(batch)) | router_weights(model, batch)
 
-    def sums(params: Params, batch: Batch, frozen: Params, rngs: Rngs) -> tuple[Sums, Metrics]:
+    def sums(
+        params: Params, batch: Batch, frozen: Params, row_keys: RowKeys
+    ) -> tuple[Sums, Metrics]:
         params = trees.merge(params, frozen)
-        hidden, labels, weight, router = predict(params, batch, rngs)
-        scores = token_log_probs(hidden, output_head(model, params), labels)
-        loss = -(1 - label_smoothing) * scores.log_prob - label_smoothing * scores.mean_log_prob
-        terms = {term: jnp.sum(weight * loss)}
-        if z_loss:
-            terms["z_loss"] = jnp.sum(weight * jnp.square(scores.log_sum_exp))
-        metrics = {"loss": (-jnp.sum(weight * scores.log_prob), jnp.sum(weight))}
+        hidden, labels, weight, router = predict(params, batch, row_keys)
+        found = cross_entropy_sums(
+            hidden,
+            output_head(model, params),
+            labels,
+            weight,
+            label_smoothing=config.label_smoothing,
+            z_loss=config.z_loss,
+        )
+        terms = {term: found.loss}
+        metrics = {"loss": (-found.log_prob, jnp.sum(weight))}
         router_terms, router_metrics = router_sums(model, router, batch)
         return terms | router_terms, metrics | router_metrics
 

@@ -1,6 +1,5 @@
 """Masked words: a model that sees both ways fills in what was hidden from it."""
 
-import dataclasses
 import math
 import zlib
 from typing import NamedTuple
@@ -13,27 +12,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxllm.errors import UserError
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.transformer import Output, Transformer
-from jaxllm.objectives.cross_entropy import Predicted, cross_entropy
-from jaxllm.objectives.next_token import NextTokenConfig
-from jaxllm.objectives.objective import Batch, Objective, Params, Rngs
+from jaxllm.objectives.cross_entropy import CrossEntropyConfig, Predicted, cross_entropy
+from jaxllm.objectives.objective import Batch, Objective, Params, RowKeys
 from jaxllm.tokenizers.tokenizer import Tokenizer
 
 # Of the chosen tokens these shares are hidden and exchanged; the rest stay as they are, so that
 # the model has to have an opinion of every token (Devlin et al. 2018, section 3.1).
 _HIDDEN, _EXCHANGED = 0.8, 0.1
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskedWordConfig(NextTokenConfig):
-    """How much is predicted, and terms beside the cross-entropy."""
-
-    mask_fraction: float = 0.15
-    """Share of the tokens of a row that are chosen to be predicted; of `masked_word` alone."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.mask_fraction <= 1:
-            raise ValueError("mask_fraction: must be in (0, 1]")
 
 
 class Masked(NamedTuple):
@@ -50,12 +35,12 @@ class Masked(NamedTuple):
 
 
 def masked_word(
-    model: TransformerConfig, config: MaskedWordConfig, tokenizer: Tokenizer
+    model: TransformerConfig, config: CrossEntropyConfig, tokenizer: Tokenizer, fraction: float
 ) -> Objective:
     """The loss of `next_token` on the original of some tokens that the model does not see
     (Devlin et al. 2018, section 3.1, https://arxiv.org/abs/1810.04805).
 
-    Of the n tokens of a row that may be chosen, round(`mask_fraction` · n) are, at least one.
+    Of the n tokens of a row that may be chosen, round(`fraction` · n) are, at least one.
     Padding, and the tokens that open and close documents, never are: where those stand tells
     nothing of a language. Of the chosen, 80 % become the tokenizer's mask, 10 % a random token
     that is not special, and 10 % stay. How many are chosen follows from the batch; which, and
@@ -70,17 +55,17 @@ def masked_word(
     mask_id(tokenizer)
 
     def weight(batch: Batch) -> Float[Array, ""]:
-        return jnp.sum(_counts(_candidates(batch, tokenizer), config.mask_fraction))
+        return jnp.sum(_counts(_candidates(batch, tokenizer), fraction))
 
-    def predict(params: Params, batch: Batch, rngs: Rngs) -> Predicted:
-        keys = evaluation_keys(batch) if rngs is None else rngs
-        masked = mask_words(batch, keys, config.mask_fraction, tokenizer)
+    def predict(params: Params, batch: Batch, row_keys: RowKeys) -> Predicted:
+        keys = evaluation_keys(batch) if row_keys is None else row_keys
+        masked = mask_words(batch, keys, fraction, tokenizer)
         output = Transformer(model).apply(
             {"params": params},
             masked.tokens,
             batch["positions"],
             batch["segment_ids"],
-            dropout_keys=rngs,
+            dropout_keys=row_keys,
         )
         assert isinstance(output, Output)
         # The vocabulary is compared with these few places only, not with the whole row.
@@ -88,14 +73,7 @@ def masked_word(
         weights = masked.chosen.astype(jnp.float32)
         return Predicted(hidden, masked.labels, weights, output.router)
 
-    return cross_entropy(
-        "masked_word",
-        model,
-        weight,
-        predict,
-        z_loss=config.z_loss,
-        label_smoothing=config.label_smoothing,
-    )
+    return cross_entropy("masked_word", model, config, weight, predict)
 
 
 def mask_id(tokenizer: Tokenizer) -> int:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 Params = Mapping[str, Any]
 Batch = Mapping[str, Array]
 Sums = dict[str, Float[Array, ""]]
-Rngs = Key[Array, " batch"] | None
+RowKeys = Key[Array, " batch"] | None
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
 
@@ -25,9 +25,10 @@ class Objective(NamedTuple):
     """Of each term in the loss."""
     weights: Callable[[Batch], Sums]
     """`weights(batch) -> {term: weight}`, from the batch alone."""
-    sums: Callable[[Params, Batch, Params, Rngs], tuple[Sums, Metrics]]
-    """`sums(params, batch, frozen, rngs) -> ({term: sum}, {metric: (sum, weight)})`.
+    sums: Callable[[Params, Batch, Params, RowKeys], tuple[Sums, Metrics]]
+    """`sums(params, batch, frozen, row_keys) -> ({term: sum}, {metric: (sum, weight)})`.
 
     `params` is the trainable part, `frozen` the rest of the parameters (and, for some
-    objectives, other models). `rngs` holds a key for each row, so that what a row draws (dropout,
-    masks) does not depend on the split either; None in evaluation, where nothing is dropped."""
+    objectives, other models). `row_keys` holds a key for each row, so that what a row draws
+    (dropout, masks) does not depend on the split either; None in evaluation, where nothing is
+    dropped."""

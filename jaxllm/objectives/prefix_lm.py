@@ -1,38 +1,21 @@
 """Prefix language modelling: the beginning of a document is seen both ways, the rest predicted."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.transformer import Output, Transformer
-from jaxllm.objectives.cross_entropy import Predicted, cross_entropy
-from jaxllm.objectives.next_token import NextTokenConfig
-from jaxllm.objectives.objective import Batch, Objective, Params, Rngs
+from jaxllm.objectives.cross_entropy import CrossEntropyConfig, Predicted, cross_entropy
+from jaxllm.objectives.objective import Batch, Objective, Params, RowKeys
 
 
-@dataclasses.dataclass(frozen=True)
-class PrefixLMConfig(NextTokenConfig):
-    """How much of each document is its prefix, and terms beside the cross-entropy."""
-
-    prefix_fraction: float = 0.5
-    """Share of each document's tokens in a row that all of it sees and that are not predicted,
-    rounded down; of `prefix_lm` alone."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.prefix_fraction < 1:
-            raise ValueError("prefix_fraction: must be in [0, 1)")
-
-
-def prefix_lm(model: TransformerConfig, config: PrefixLMConfig) -> Objective:
+def prefix_lm(model: TransformerConfig, config: CrossEntropyConfig, fraction: float) -> Objective:
     """The loss of `next_token` on what follows the prefix of each document
     (Liu et al. 2018, https://arxiv.org/abs/1801.10198; Raffel et al. 2020, section 3.2.1,
     https://arxiv.org/abs/1910.10683).
 
-    The first `prefix_fraction` of a document's tokens are seen by all of the document; what
+    The first `fraction` of a document's tokens are seen by all of the document; what
     follows is causal. Only targets that lie after the prefix, and so are seen by nobody who
     predicts them, keep their `loss_weights`. Nothing is drawn: a fraction of 0 is `next_token`.
 
@@ -40,30 +23,23 @@ def prefix_lm(model: TransformerConfig, config: PrefixLMConfig) -> Objective:
     """
 
     def weight(batch: Batch) -> Float[Array, ""]:
-        return jnp.sum(_weights(batch, prefix_lengths(batch, config.prefix_fraction)))
+        return jnp.sum(_weights(batch, prefix_lengths(batch, fraction)))
 
-    def predict(params: Params, batch: Batch, rngs: Rngs) -> Predicted:
-        prefix = prefix_lengths(batch, config.prefix_fraction)
+    def predict(params: Params, batch: Batch, row_keys: RowKeys) -> Predicted:
+        prefix = prefix_lengths(batch, fraction)
         output = Transformer(model).apply(
             {"params": params},
             batch["tokens"],
             batch["positions"],
             batch["segment_ids"],
             prefix=prefix,
-            dropout_keys=rngs,
+            dropout_keys=row_keys,
         )
         assert isinstance(output, Output)
         weights = _weights(batch, prefix)
         return Predicted(output.hidden, batch["targets"], weights, output.router)
 
-    return cross_entropy(
-        "prefix_lm",
-        model,
-        weight,
-        predict,
-        z_loss=config.z_loss,
-        label_smoothing=config.label_smoothing,
-    )
+    return cross_entropy("prefix_lm", model, config, weight, predict)
 
 
 def prefix_lengths(batch: Batch, fraction: float) -> Int[Array, "batch seq"]:

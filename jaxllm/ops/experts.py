@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxllm.ops.grouped import grouped_matmul
+from jaxllm.ops.products import PRODUCT
 from jaxllm.sharding.mesh import BATCH_AXES
 
 
@@ -67,7 +69,7 @@ def route(
     weights = jnp.exp(top_logits - chosen_sum[..., None])
 
     counts = counted.astype(jnp.float32)
-    assigned = jax.nn.one_hot(choices, experts) * counts[..., None, None]
+    assigned = jax.nn.one_hot(choices, experts, dtype=jnp.float32) * counts[..., None, None]
     probabilities = jax.nn.softmax(logits, axis=-1) * counts[..., None]
     load_balance = jnp.sum(jnp.sum(assigned, axis=(1, 2)) * jnp.sum(probabilities, axis=1), axis=-1)
     tokens = jnp.maximum(jnp.sum(counts, axis=-1), 1.0)
@@ -87,6 +89,7 @@ def expert_mlp(
     up: Float[Array, "experts embed inner"],
     down: Float[Array, "experts inner embed"],
     activation: Callable[[Array], Array],
+    reduction_dtype: str = "float32",
 ) -> Float[Array, "batch seq embed"]:
     """Σⱼ weightsⱼ · down(activation(gate(x)) · up(x)), j over the experts that a token chose.
 
@@ -103,8 +106,12 @@ def expert_mlp(
         choices, weights: from `route`.
         gate, up, down: the experts' kernels.
         activation: of the gate, elementwise.
+        reduction_dtype: in which gradients of the kernels are summed over tokens and devices;
+            never narrower than `x`.
     """
-    gate, up, down = (kernel.astype(x.dtype) for kernel in (gate, up, down))
+    # Gradients have the dtype of what they are of, so the kernels stay as wide as the sums.
+    wide = jnp.promote_types(x.dtype, reduction_dtype)
+    gate, up, down = (kernel.astype(wide) for kernel in (gate, up, down))
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return _own_experts(x, choices, weights, gate, up, down, activation)
@@ -139,14 +146,38 @@ def _on_each_device(
     down: Float[Array, "own_experts part_of_inner part_of_embed"],
 ) -> Float[Array, "rows seq embed"]:
     """What `expert_mlp` does on one device of a mesh, with its parts of the arrays."""
-    gather = partial(jax.lax.all_gather, tiled=True)
-    gate, up = gather(gate, "fsdp", axis=1), gather(up, "fsdp", axis=1)
-    down = gather(down, "fsdp", axis=2)
-    x, choices, weights = (gather(array, "expert") for array in (x, choices, weights))
+    dtype = str(x.dtype)
+    gate, up, down = _whole(gate, 1, dtype), _whole(up, 1, dtype), _whole(down, 2, dtype)
+    gather = partial(jax.lax.all_gather, axis_name="expert", tiled=True)
+    x, choices, weights = (gather(array) for array in (x, choices, weights))
     choices = choices - jax.lax.axis_index("expert") * gate.shape[0]
     out = _own_experts(x, choices, weights, gate, up, down, activation)
     out = jax.lax.psum_scatter(out, "expert", tiled=True)
     return jax.lax.psum(out, "tensor")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _whole(
+    kernel: Float[Array, "experts _ _"], axis: int, dtype: str
+) -> Float[Array, "experts _ _"]:
+    """A kernel gathered over `fsdp` along `axis`, in its own dtype.
+
+    It travels as `dtype`, which products are in; its gradient is summed in its own.
+    """
+    parts = jax.lax.all_gather(kernel.astype(dtype), "fsdp", axis=axis, tiled=True)
+    return parts.astype(kernel.dtype)
+
+
+def _whole_forward(kernel: Array, axis: int, dtype: str) -> tuple[Array, None]:
+    return _whole(kernel, axis, dtype), None
+
+
+def _whole_backward(axis: int, dtype: str, saved: None, cotangent: Array) -> tuple[Array]:
+    del dtype, saved
+    return (jax.lax.psum_scatter(cotangent, "fsdp", scatter_dimension=axis, tiled=True),)
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
 
 
 def _own_experts(
@@ -167,10 +198,18 @@ def _own_experts(
     inverse = jnp.argsort(order)
     sizes = jnp.sum(assignments[:, None] == jnp.arange(experts), axis=0)
 
-    repeated = jnp.repeat(x.reshape(-1, x.shape[-1]), k, axis=0)
+    # Widened and narrowed again, so that the gradients of the k copies are summed in float32.
+    wide = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    repeated = jnp.repeat(wide, k, axis=0).astype(x.dtype)
     rows = _permute(repeated, order, inverse)
-    inner = activation(grouped_matmul(rows, gate, sizes)) * grouped_matmul(rows, up, sizes)
-    out = _permute(grouped_matmul(inner, down, sizes), inverse, order)
+
+    def multiplied(
+        rows: Float[Array, "rows in"], kernels: Float[Array, "experts in out"]
+    ) -> Float[Array, "rows out"]:
+        return checkpoint_name(grouped_matmul(rows, kernels, sizes), PRODUCT)
+
+    inner = activation(multiplied(rows, gate)) * multiplied(rows, up)
+    out = _permute(multiplied(inner, down), inverse, order)
     out = out.reshape(*choices.shape, -1).astype(jnp.float32)
     return jnp.sum(weights[..., None] * out, axis=-2).astype(x.dtype)
 

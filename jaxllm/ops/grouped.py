@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, Int
 _MIN_BLOCK, _MAX_BLOCK = 8, 256
 
 
-@jax.custom_vjp
 def grouped_matmul(
     rows: Float[Array, "rows in"],
     kernels: Float[Array, "groups in out"],
@@ -25,37 +24,49 @@ def grouped_matmul(
 ) -> Float[Array, "rows out"]:
     """Multiplies each row by the kernel of its group: row i of group g gives rows[i] @ kernels[g].
 
-    Products accumulate in float32, forward and backward, and have the dtype of `rows`.
+    Operands have the dtype of `rows` forward and backward, and products accumulate in float32.
+    The result has that dtype too; the gradient of the kernels has theirs, without having been
+    rounded to that of `rows`.
 
     Args:
         rows: those of group 0 first, then those of group 1, and so on.
-        kernels: a matrix for each group, of the dtype of `rows`.
+        kernels: a matrix for each group, of any floating dtype.
         sizes: how many rows each group has; what is left at the end of `rows` belongs to no
             group and gives zeros.
     """
-    return _product(rows, kernels, sizes, transposed=False)
+    return _grouped_matmul(rows, kernels, sizes, str(kernels.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _grouped_matmul(rows: Array, kernels: Array, sizes: Array, gradient_dtype: str) -> Array:
+    """`grouped_matmul`; `gradient_dtype` is the dtype of `kernels`, which are not kept."""
+    return _forward(rows, kernels, sizes, gradient_dtype)[0]
 
 
 def _forward(
-    rows: Float[Array, "rows in"],
-    kernels: Float[Array, "groups in out"],
-    sizes: Int[Array, " groups"],
-) -> tuple[Float[Array, "rows out"], tuple[Array, Array, Array]]:
+    rows: Array, kernels: Array, sizes: Array, gradient_dtype: str
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    del gradient_dtype
+    kernels = kernels.astype(rows.dtype)
     return _product(rows, kernels, sizes, transposed=False), (rows, kernels, sizes)
 
 
 def _backward(
-    saved: tuple[Array, Array, Array], cotangent: Float[Array, "rows out"]
-) -> tuple[Float[Array, "rows in"], Float[Array, "groups in out"], None]:
+    gradient_dtype: str, saved: tuple[Array, Array, Array], cotangent: Array
+) -> tuple[Array, Array, None]:
     rows, kernels, sizes = saved
     # What a TPU and other platforms compute is two programs; only one of them is compiled.
     by_kernel = jax.lax.platform_dependent(
-        rows, cotangent, sizes, tpu=native_outer, default=blocked_outer
+        rows,
+        cotangent,
+        sizes,
+        tpu=partial(native_outer, dtype=gradient_dtype),
+        default=partial(blocked_outer, dtype=gradient_dtype),
     )
     return _product(cotangent, kernels, sizes, transposed=True), by_kernel, None
 
 
-grouped_matmul.defvjp(_forward, _backward)
+_grouped_matmul.defvjp(_forward, _backward)
 
 
 def _product(rows: Array, kernels: Array, sizes: Array, *, transposed: bool) -> Array:
@@ -91,14 +102,18 @@ def native_outer(
     rows: Float[Array, "rows in"],
     cotangent: Float[Array, "rows out"],
     sizes: Int[Array, " groups"],
+    *,
+    dtype: str,
 ) -> Float[Array, "groups in out"]:
-    """For each group rowsᵀ @ cotangent over its rows, as one XLA operation."""
+    """For each group rowsᵀ @ cotangent over its rows, in `dtype`, as one XLA operation."""
     dimensions = RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((0,), (0,)), ((), ())),
         lhs_ragged_dimensions=[0],
         rhs_group_dimensions=[],
     )
-    return jax.lax.ragged_dot_general(rows, cotangent, sizes, dimensions)
+    return jax.lax.ragged_dot_general(
+        rows, cotangent, sizes, dimensions, preferred_element_type=jnp.dtype(dtype)
+    )
 
 
 def blocked_product(
@@ -139,8 +154,10 @@ def blocked_outer(
     rows: Float[Array, "rows in"],
     cotangent: Float[Array, "rows out"],
     sizes: Int[Array, " groups"],
+    *,
+    dtype: str,
 ) -> Float[Array, "groups in out"]:
-    """For each group rowsᵀ @ cotangent over its rows, a block of them at a time."""
+    """For each group rowsᵀ @ cotangent over its rows, in `dtype`, a block of them at a time."""
     block = block_length(rows.shape[0], sizes.shape[0])
     busy, ends = _busy(sizes), jnp.cumsum(sizes)
     shape = (rows.shape[1], cotangent.shape[1])
@@ -161,7 +178,7 @@ def blocked_outer(
         total = jax.lax.fori_loop(0, blocks, one_block, jnp.zeros(shape, jnp.float32))
         return jax.lax.dynamic_update_index_in_dim(out, total.astype(out.dtype), group, axis=0)
 
-    out = jnp.zeros((sizes.shape[0], *shape), rows.dtype)
+    out = jnp.zeros((sizes.shape[0], *shape), dtype)
     return jax.lax.fori_loop(0, jnp.sum(sizes > 0), one_group, out)
 
 

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+PRODUCT = "product"
+"""Name of what `model.remat=dots` keeps for the backward pass: the results of products."""
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def product(
@@ -47,9 +50,17 @@ def _backward(
     x, kernel = saved
     cotangent = cotangent.astype(x.dtype)
     of_x = jnp.einsum("...o,io->...i", cotangent, kernel.astype(x.dtype))
-    of_kernel = jnp.einsum(
-        "...i,...o->io", x, cotangent, preferred_element_type=jnp.dtype(reduction_dtype)
+    # XLA turns the first operand, on a CPU in memory: that had better be the narrow one.
+    turned = x.shape[-1] > cotangent.shape[-1]
+    tokens = tuple(range(x.ndim - 1))
+    of_kernel = jax.lax.dot_general(
+        cotangent if turned else x,
+        x if turned else cotangent,
+        ((tokens, tokens), ((), ())),
+        preferred_element_type=jnp.dtype(reduction_dtype),
     )
+    if turned:
+        of_kernel = of_kernel.T
     return of_x, of_kernel.astype(kernel.dtype)
 
 

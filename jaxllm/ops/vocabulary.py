@@ -6,17 +6,21 @@ several, are computed again in the backward pass instead of being kept. The batc
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxllm.ops.products import product
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
 
-# Float32 logits that one chunk may hold on one device: 2^24 elements are 64 MiB.
-_CHUNK_ELEMENTS = 2**24
+# Tokens of a chunk on one device: few, so that their logits stay in a processor's cache, and enough
+# for what is added to the gradient of the matrix after each chunk to be little beside the products.
+_CHUNK_TOKENS = {"cpu": 512}
+_CHUNK_TOKENS_ELSEWHERE = 1024
+# However many they are, logits of 16 MiB are no matter.
+_SMALL = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,44 +75,58 @@ def token_log_probs(
     batch, seq, _ = hidden.shape
     chunk = chunk or chunk_length(batch, seq, head.matrix.shape[-1])
     chunks = -(-seq // chunk)
-
-    def one_chunk(
-        hidden: Float[Array, "batch chunk embed"], labels: Int[Array, "batch chunk"]
-    ) -> TokenLogProbs:
-        scores = logits(hidden, head)
-        log_sum_exp = jax.nn.logsumexp(scores, axis=-1)
-        # A one-hot product rather than a gather: the vocabulary may be split over devices.
-        is_label = labels[..., None] == jnp.arange(scores.shape[-1])
-        label_score = jnp.sum(jnp.where(is_label, scores, 0.0), axis=-1)
-        expected_score = jnp.sum(jnp.exp(scores - log_sum_exp[..., None]) * scores, axis=-1)
-        return TokenLogProbs(
-            log_prob=label_score - log_sum_exp,
-            log_sum_exp=log_sum_exp,
-            entropy=log_sum_exp - expected_score,
-            mean_log_prob=jnp.mean(scores, axis=-1) - log_sum_exp,
-        )
-
     if chunks == 1:  # small enough to keep for the backward pass
-        return one_chunk(hidden, labels)
-    padding = chunks * chunk - seq
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    labels = jnp.pad(labels, ((0, 0), (0, padding)))
-    # [batch, seq, ...] -> [chunks, batch, chunk, ...]
-    stacked = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(batch, chunks, chunk, *x.shape[2:]), 1, 0),
-        (hidden, labels),
-    )
-    results = jax.lax.map(lambda pair: jax.checkpoint(one_chunk)(*pair), stacked)
+        return whole_log_probs(hidden, head, labels)
+    # Each chunk adds to the gradient of the matrix: in float32, even where that is kept narrow.
+    head = dataclasses.replace(head, matrix=head.matrix.astype(jnp.float32))
+    stacked = in_chunks((hidden, labels), chunk)
+
+    @jax.checkpoint
+    def one_chunk(pair: tuple[Array, Array]) -> TokenLogProbs:
+        return whole_log_probs(pair[0], head, pair[1])
+
+    results = jax.lax.map(one_chunk, stacked)
     return jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, chunks * chunk)[:, :seq], results
     )
 
 
+def whole_log_probs(
+    hidden: Float[Array, "batch seq embed"], head: OutputHead, labels: Int[Array, "batch seq"]
+) -> TokenLogProbs:
+    """`token_log_probs` of all positions at once."""
+    scores = logits(hidden, head)
+    log_sum_exp = jax.nn.logsumexp(scores, axis=-1)
+    # A one-hot product rather than a gather: the vocabulary may be split over devices.
+    is_label = labels[..., None] == jnp.arange(scores.shape[-1])
+    label_score = jnp.sum(jnp.where(is_label, scores, 0.0), axis=-1)
+    expected_score = jnp.sum(jnp.exp(scores - log_sum_exp[..., None]) * scores, axis=-1)
+    return TokenLogProbs(
+        log_prob=label_score - log_sum_exp,
+        log_sum_exp=log_sum_exp,
+        entropy=log_sum_exp - expected_score,
+        mean_log_prob=jnp.mean(scores, axis=-1) - log_sum_exp,
+    )
+
+
+def in_chunks(arrays: Any, chunk: int) -> Any:
+    """Arrays [batch, seq, ...] as [chunks, batch, chunk, ...], the last filled up with zeros."""
+
+    def cut(x: Shaped[Array, "batch seq ..."]) -> Shaped[Array, "chunks batch chunk ..."]:
+        chunks = -(-x.shape[1] // chunk)
+        missing = chunks * chunk - x.shape[1]
+        x = jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(x.shape[0], chunks, chunk, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(cut, arrays)
+
+
 def chunk_length(batch: int, seq: int, vocab: int) -> int:
-    """Positions at a time that keep one device's logits within the chunk's memory."""
+    """Positions of a row at a time, so that a chunk has some hundred tokens on each device."""
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size
-    longest = max(1, _CHUNK_ELEMENTS * devices // (batch * vocab))
+    tokens = _CHUNK_TOKENS.get(jax.default_backend(), _CHUNK_TOKENS_ELSEWHERE)
+    longest = max(1, max(tokens, _SMALL // vocab) * devices // batch)
     if longest >= seq:
         return seq
     chunks = -(-seq // longest)

@@ -3,17 +3,18 @@
 A multiply-add counts as two. Per token, in the forward pass:
 
     matrices     2 · N
-    attention    2 · layers · seq_len · attention_width
+    attention    2 · layers · seq_len · attention_width, where it is causal
 
 N is the number of elements of all matrices that a token is multiplied by: attention and MLP
 projections and the output matrix, also when it is tied to the input embedding. The lookup in the
 input embedding is no product and is left out, as are norms, biases, softmax and activations.
+Where only a share of the tokens is predicted, the output matrix counts for that share.
 
 Attention multiplies each query with each key, and each weight with each value: two products of
 2 · seq_len · attention_width each, hence 4 · seq_len · attention_width per layer when every
 position sees every other. A causal mask leaves half of that, which is what is counted, whether
-or not a kernel skips the other half. Shorter documents or windows are not deducted either: the
-count belongs to the model's shape, not to a batch.
+or not a kernel skips the other half; a model that sees both ways is counted in full. Shorter
+documents or windows are not deducted: the count belongs to the model's shape, not to a batch.
 
 The backward pass costs twice the forward (gradients of inputs and of matrices), so training costs
 three times: 6 · N + 6 · layers · seq_len · attention_width. Rematerialisation is not counted,
@@ -36,44 +37,41 @@ BACKWARD_PER_FORWARD = 2
 
 
 def forward_flops_per_token(
-    matrix_parameters: int, layers: int, attention_width: int | float, seq_len: int
+    matrix_parameters: int | float, attention_width: int | float, seq_len: int, causal: bool = True
 ) -> float:
     """FLOPs of one forward pass per token of a sequence of `seq_len` tokens.
 
     Args:
         matrix_parameters: N of the module docstring: elements of all matrices, the output matrix
             included (also when tied), the input embedding not.
-        layers: number of layers with attention.
-        attention_width: query heads times head size (where keys and values differ in it, the mean
-            of both); fewer key-value heads change nothing.
+        attention_width: over all layers together, query heads times head size (where keys and
+            values differ in it, the mean of both); fewer key-value heads change nothing.
         seq_len: length of the sequence, in tokens.
+        causal: whether half of all pairs of tokens count, or all.
     """
-    attention = 2.0 * layers * seq_len * attention_width
-    return 2.0 * matrix_parameters + attention
+    return 2.0 * matrix_parameters + (2.0 if causal else 4.0) * seq_len * attention_width
 
 
-def training_flops_per_token(
-    matrix_parameters: int, layers: int, attention_width: int | float, seq_len: int
+def model_training_flops_per_token(
+    model: TransformerConfig, seq_len: int, predicted: float = 1.0
 ) -> float:
-    """FLOPs of forward and backward per token; arguments as in `forward_flops_per_token`."""
-    forward = forward_flops_per_token(matrix_parameters, layers, attention_width, seq_len)
-    return (1 + BACKWARD_PER_FORWARD) * forward
+    """FLOPs of forward and backward per token of rows of `seq_len` tokens.
 
-
-def model_training_flops_per_token(model: TransformerConfig, seq_len: int) -> float:
-    """`training_flops_per_token` of a model; of a mixture's experts those that a token goes to."""
-    layers = model.unrolled
+    Of a mixture's experts those count that a token goes to; `predicted` is the share of tokens
+    that are predicted.
+    """
     kernels = sum(
         _elements_used(model, path, leaf.shape)
         for path, leaf in trees.leaves_with_paths(param_shapes(model))
         if path.endswith("/kernel")
     )
-    return training_flops_per_token(
-        kernels + model.vocab_size * model.width,
-        len(layers),
-        max(_attention_width(layer.attention) for layer in layers),
+    forward = forward_flops_per_token(
+        kernels + predicted * model.vocab_size * model.width,
+        sum(_attention_width(layer.attention) for layer in model.unrolled),
         seq_len,
+        model.causal,
     )
+    return (1 + BACKWARD_PER_FORWARD) * forward
 
 
 def _attention_width(attention: AttentionConfig | LatentAttentionConfig) -> float:

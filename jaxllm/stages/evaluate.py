@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 
 from jaxllm import config as configuration
-from jaxllm.checkpoints.load import LoadedModel, load_model
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.batches import EvalBatches
 from jaxllm.data.config import DataConfig
@@ -16,8 +15,9 @@ from jaxllm.data.packing import packed_rows
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator, predicted_tokens, text_scores
+from jaxllm.inference.trained import TrainedModel, load_trained
 from jaxllm.models.transformer import check_length
-from jaxllm.objectives.pretraining import ObjectiveConfig, make_objective, objective_config_of
+from jaxllm.objectives.pretraining import KINDS, make_objective
 from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.tables import print_summary
 from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
@@ -68,27 +68,26 @@ def run(config: EvaluateConfig, workdir: Path | None) -> None:
     if not config.init:
         raise UserError("config.init: give the run directory of a trained model.")
     source = RunDirectory(config.init)
+    trained_on = configuration.from_dict(DataConfig, source.group("data"), "data")
     directory = None if workdir is None else RunDirectory(workdir)
     if directory is not None:
-        directory.open(dataclasses.asdict(config))
-    trained_on = configuration.from_dict(DataConfig, source.config()["data"], "data")
+        directory.open(dataclasses.asdict(config), dataclasses.asdict(EvaluateConfig()))
     data = dataclasses.replace(trained_on, seq_len=config.data.seq_len or trained_on.seq_len)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as scratch:
-        loaded = load_model(config.init, mesh)
-        check_length(loaded.model, data.seq_len, "config.data.seq_len")
+        trained = load_trained(config.init, mesh)
+        check_length(trained.loaded.model, data.seq_len, "config.data.seq_len")
         phases = Phases()
         if config.data.eval:
             given = dataclasses.asdict(config.data) | {"seq_len": data.seq_len}
             data = dataclasses.replace(data, **given)
             folder = workdir or Path(scratch)
-            store, split = prepare_text(data, loaded.tokenizer, folder, phases)
+            store, split = prepare_text(data, trained.loaded.tokenizer, folder, phases)
         else:
             tokenizer = TokenizerConfig(path=str(source.tokenizer))
             corpus = prepare_corpus(data, tokenizer, source.path, phases, source.data())
             store, split = corpus.eval, corpus.split
-        objective = objective_config_of(source)
-        scores = _scores(config, loaded, objective, store, data) | reading_scores(split)
+        scores = _scores(config, trained, store, data) | reading_scores(split)
     if directory is not None:
         directory.begin(dataclasses.asdict(config))
         directory.write_summary(scores)
@@ -96,19 +95,15 @@ def run(config: EvaluateConfig, workdir: Path | None) -> None:
 
 
 def _scores(
-    config: EvaluateConfig,
-    loaded: LoadedModel,
-    objective: ObjectiveConfig,
-    store: TokenStore,
-    data: DataConfig,
+    config: EvaluateConfig, trained: TrainedModel, store: TokenStore, data: DataConfig
 ) -> dict[str, float]:
     rows = packed_rows(store, data.packing, data.seq_len, data.document_mask)
     mesh = jax.sharding.get_mesh()
     batches = EvalBatches(rows, config.batch_size, batch_sharding(mesh))
+    loaded, objective = trained
     evaluate = LossEvaluator(make_objective(loaded.model, objective, loaded.tokenizer))
-    loss, _ = evaluate(loaded.params, {}, batches)["loss"]
-    scores = text_scores(loss, store) if objective.every_token else {"eval/loss": loss}
-    return scores | {
-        "eval/tokens": float(predicted_tokens(store)),
-        "eval/bytes": float(store.num_bytes),
-    }
+    loss, tokens = evaluate(loaded.params, {}, batches)["loss"]
+    scores = {"eval/loss": loss, "eval/tokens": tokens, "eval/bytes": float(store.num_bytes)}
+    if KINDS[objective.kind].every_token:
+        scores |= text_scores(loss, store) | {"eval/tokens": float(predicted_tokens(store))}
+    return scores

@@ -44,6 +44,19 @@ def check_batch(config: TrainingFields, mesh: Mesh) -> None:
         )
 
 
+def check_patterns(config: TrainingFields, param_shapes: Params) -> None:
+    """Checks, before anything slow, that every pattern over parameters matches one.
+
+    Raises:
+        UserError: one does not.
+    """
+    try:
+        trainable, _ = trees.split(param_shapes, config.train.trainable)
+    except UserError as error:
+        raise UserError(f"config.train.trainable: {error}") from None
+    check_factors(parse_factors(config.optimizer.learning_rates), trainable)
+
+
 def is_finished(config: TrainingFields, run: RunDirectory) -> bool:
     """Whether the run directory holds a run that has made its steps and told its scores."""
     if not (run.report.exists() and run.checkpoints.is_dir()):
@@ -89,10 +102,8 @@ def fit(
         The last state, the parameters that were not trained, and what the loop measured.
     """
     optimizer = make_optimizer(config.optimizer)
-    factors = parse_factors(config.optimizer.learning_rates)
     shapes = with_shardings(param_shapes, rules, mesh)
     trainable_shapes, frozen_shapes = trees.split(shapes, config.train.trainable)
-    check_factors(factors, trainable_shapes)
     averaged = config.train.ema > 0
     state_layout = state_shapes(trainable_shapes, optimizer, rules, mesh, averaged)
     step_function = make_train_step(
@@ -101,7 +112,7 @@ def fit(
         learning_rate_schedule(config.optimizer, config.steps),
         micro_batches=config.micro_batches,
         seed=config.seed,
-        factors=factors,
+        factors=parse_factors(config.optimizer.learning_rates),
         ema=config.train.ema,
     )
     peak = config.log.peak_tflops * 1e12 or peak_flops(mesh.devices.flat[0].device_kind)

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import jax
 
-from jaxllm.checkpoints.load import load_model
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.errors import UserError
-from jaxllm.inference.generate import generate_text
-from jaxllm.objectives.pretraining import objective_config_of
+from jaxllm.inference.trained import load_trained
 from jaxllm.reporting.samples import append_samples
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.stages.fields import SamplingFields
@@ -43,20 +41,13 @@ def run(config: GenerateConfig, workdir: Path | None) -> None:
         raise UserError(f"--workdir={workdir}: holds a run, whose samples would be lost.")
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        loaded = load_model(config.init, mesh)
+        trained = load_trained(config.init, mesh)
         prompts = [config.prompt] * config.samples
-        objective = objective_config_of(RunDirectory(config.init))
-        texts = generate_text(
-            loaded.model,
-            loaded.params,
-            loaded.tokenizer,
-            prompts,
-            config.sampling(),
-            config.seed,
-            prompt_is_prefix=objective.prompt_is_prefix,
-        )
+        texts = trained.generate(prompts, config.sampling(), config.seed)
     for text in texts:
         print(f"{config.prompt}{text}")
     if workdir is not None:
         workdir.mkdir(parents=True, exist_ok=True)
-        append_samples(workdir / "samples.md", loaded.step, list(zip(prompts, texts, strict=True)))
+        append_samples(
+            workdir / "samples.md", trained.loaded.step, list(zip(prompts, texts, strict=True))
+        )

@@ -33,7 +33,7 @@ def run(config: PrepareConfig, workdir: Path | None) -> None:
     if workdir is None:
         raise UserError("--workdir is missing: give the directory to keep the tokens in.")
     directory = RunDirectory(workdir)
-    directory.open(dataclasses.asdict(config))
+    directory.open(dataclasses.asdict(config), dataclasses.asdict(PrepareConfig()))
     phases = Phases()
     corpus = prepare_corpus(config.data, config.tokenizer, workdir, phases, directory.data())
     data = config.data

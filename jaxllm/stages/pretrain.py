@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,13 +26,13 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.evaluation.ngrams import MAX_TRAIN_TOKENS
 from jaxllm.evaluation.references import reference_scores
-from jaxllm.inference.generate import generate_text
+from jaxllm.inference.generate import fitting, generate_text
 from jaxllm.models.config import ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.transformer import SHARDING_RULES, check_length, init_params, param_shapes
 from jaxllm.objectives.masked_word import mask_id
-from jaxllm.objectives.objective import Objective, Params
-from jaxllm.objectives.pretraining import ObjectiveConfig, check_model, make_objective
+from jaxllm.objectives.objective import Params
+from jaxllm.objectives.pretraining import KINDS, ObjectiveConfig, check_model, make_objective
 from jaxllm.planning.flops import model_training_flops_per_token
 from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.report import write_report
@@ -41,7 +42,7 @@ from jaxllm.sharding.mesh import batch_sharding, make_mesh
 from jaxllm.sharding.rules import shardings
 from jaxllm.stages.data_scores import data_scores, phase_scores, print_mixture, source_scores
 from jaxllm.stages.fields import SamplingFields, TrainingFields
-from jaxllm.stages.fit import check_batch, fit, is_finished
+from jaxllm.stages.fit import check_batch, check_patterns, fit, is_finished
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import configured_tokenizer
 from jaxllm.training.state import TrainState
@@ -49,8 +50,21 @@ from jaxllm.training.state import TrainState
 # xz takes a second for 2 MB, and looks back this far.
 _REFERENCE_BYTES = 64 * 2**20
 _SAMPLES = 2
-# Fields of the model that say how it is computed rather than what it is.
+# Fields of the model that say how it is computed rather than what it is,
 _COMPUTED = ("dtype", "reduction_dtype", "remat", "attention", "dropout", "embedding_dropout")
+# and those that say what it is, but change no parameter's shape.
+_SHAPELESS = (
+    "rope_theta",
+    "rope_local_theta",
+    "rope_scaling",
+    "window",
+    "causal",
+    "attention_soft_cap",
+    "logit_soft_cap",
+    "load_balance_loss",
+    "router_z_loss",
+    "param_dtype",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,27 +96,30 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
         config = _continuing(config, directory)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    _check_model(config)
-    directory.open(dataclasses.asdict(config))
+    begun_with = directory.data()
+    tokenizer = config.tokenizer
+    if begun_with and tokenizer.path:  # the run has its own copy
+        tokenizer = dataclasses.replace(tokenizer, path=str(directory.tokenizer))
+    _check_model(config, tokenizer)
+    directory.open(dataclasses.asdict(config), dataclasses.asdict(PretrainConfig()))
     if is_finished(config, directory):
         print(f"{workdir}: the run is finished; raise config.steps to train on.")
         return
     phases = Phases()
-    tokenizer, begun_with = config.tokenizer, directory.data()
-    if begun_with and tokenizer.path:  # the run has its own copy
-        tokenizer = dataclasses.replace(tokenizer, path=str(directory.tokenizer))
     corpus = prepare_corpus(config.data, tokenizer, workdir, phases, begun_with)
     model = architecture(config.model, corpus.tokenizer.vocab_size)
     if config.tokenizer.path and not begun_with:  # one that was trained is there already
         corpus.tokenizer.save(directory.tokenizer)
     rows = training_rows(config.data, corpus, config.seed, config.steps * config.batch_size)
+    evaluation = _Evaluation(config, directory, mesh, corpus, model)
     directory.begin(dataclasses.asdict(config), corpus.fingerprints)
     print_mixture(rows, config.steps * config.batch_size)
     with jax.set_mesh(mesh):
-        scores = _train(config, directory, mesh, corpus, rows, model)
-    scores |= data_scores(corpus)
+        scores = _train(config, directory, mesh, rows, model, evaluation)
+    scores = data_scores(corpus) | scores
     scores |= source_scores(rows) | rows.scalars(config.steps * config.batch_size)
-    if config.references and config.objective.every_token and _affordable(corpus):
+    every_token = KINDS[config.objective.kind].every_token
+    if config.references and every_token and _affordable(corpus):
         scores |= _references(corpus)
     scores |= phase_scores(phases)
     scores["time/total"] = time.monotonic() - begin
@@ -113,33 +130,55 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
 
 
 def _continuing(config: PretrainConfig, directory: RunDirectory) -> PretrainConfig:
-    """The configuration of a run that begins from another: its shape and tokenizer are used.
+    """The configuration of a run that begins from another: its model and tokenizer are used.
 
-    How the model is computed stays as configured. Once begun, the run needs the other no more.
+    Once begun, the run needs the other no more.
     """
     other = RunDirectory(config.init)
     model = model_config_of(directory if directory.config_path.exists() else other)
-    computed = {name: getattr(config.model, name) for name in _COMPUTED}
-    print(f"shape and tokenizer are those of {config.init}", file=sys.stderr)
+    print(f"model and tokenizer are those of {config.init}", file=sys.stderr)
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(model, **computed),
+        model=_continued_model(config.model, model),
         tokenizer=dataclasses.replace(config.tokenizer, path=str(other.tokenizer)),
     )
 
 
-def _check_model(config: PretrainConfig) -> None:
-    """Checks, before anything slow, that model and tokenizer fit the objective and the rows.
+def _continued_model(given: ModelConfig, recorded: ModelConfig) -> ModelConfig:
+    """The recorded model, computed as configured, and with what is given that its parameters
+    allow to change; given is what differs from the default.
+
+    Raises:
+        UserError: another field is given, and differs from the recorded one.
+    """
+    changed = {}
+    for field in dataclasses.fields(ModelConfig):
+        name, default = field.name, getattr(ModelConfig(), field.name)
+        value, before = getattr(given, name), getattr(recorded, name)
+        if name in _COMPUTED or (name in _SHAPELESS and value != default):
+            changed[name] = value
+        elif value not in (default, before):
+            raise UserError(
+                f"config.model.{name}: was given {value!r}, and the parameters of config.init are "
+                f"of {before!r}; leave it out, or give the same (or the same preset of --config)."
+            )
+    return dataclasses.replace(recorded, **changed)
+
+
+def _check_model(config: PretrainConfig, tokenizer: TokenizerConfig) -> None:
+    """Checks, before anything slow, that model and tokenizer fit the objective and the rows, and
+    that patterns over parameters match some.
 
     Raises:
         UserError: they do not.
     """
     # The size of the vocabulary, which may not be known yet, does not matter here.
-    model = architecture(config.model, config.tokenizer.vocab_size)
+    model = architecture(config.model, tokenizer.vocab_size)
     check_model(model, config.objective)
     check_length(model, config.data.seq_len, "config.data.seq_len")
-    if config.objective.kind == "masked_word" and config.tokenizer.path:
-        mask_id(configured_tokenizer(config.tokenizer))
+    check_patterns(config, param_shapes(model))
+    if KINDS[config.objective.kind].needs_mask and tokenizer.path:
+        mask_id(configured_tokenizer(tokenizer))
     if not config.model.causal:
         print("the model sees both ways, and so cannot write: no samples", file=sys.stderr)
 
@@ -148,27 +187,26 @@ def _train(
     config: PretrainConfig,
     directory: RunDirectory,
     mesh: Mesh,
-    corpus: Corpus,
     rows: TrainingRows,
     model: TransformerConfig,
+    evaluation: "_Evaluation",
 ) -> dict[str, float]:
     """Trains over the mesh in use; returns the final scores."""
     shapes = param_shapes(model)
-    objective = make_objective(model, config.objective, corpus.tokenizer)
     source = BatchSource(rows.mixture, config.batch_size, batch_sharding(mesh))
-    evaluation = _Evaluation(config, directory, mesh, corpus, model, objective)
+    predicted = KINDS[config.objective.kind].predicted(config.objective)
     try:
         state, frozen, measured = fit(
             config,
             directory,
             mesh,
-            objective=objective,
+            objective=evaluation.objective,
             initial_params=_initial_params(config, model, shapes, mesh),
             param_shapes=shapes,
             rules=SHARDING_RULES,
             source=source,
             evaluate=evaluation,
-            flops_per_token=model_training_flops_per_token(model, config.data.seq_len),
+            flops_per_token=model_training_flops_per_token(model, config.data.seq_len, predicted),
             source_scalars=lambda step: rows.scalars(step * config.batch_size),
         )
     finally:
@@ -195,37 +233,44 @@ class _Evaluation:
         mesh: Mesh,
         corpus: Corpus,
         model: TransformerConfig,
-        objective: Objective,
     ) -> None:
         self._config, self._directory, self._corpus, self._model = config, directory, corpus, model
         data = config.data
         self._rows = packed_rows(corpus.eval, data.packing, data.seq_len, data.document_mask)
         self._sharding = batch_sharding(mesh)
-        self._evaluate = LossEvaluator(objective)
+        self.objective = make_objective(model, config.objective, corpus.tokenizer)
+        self._evaluate = LossEvaluator(self.objective)
         self._latest: dict[int, dict[str, float]] = {}
+        self._predicted = math.nan  # tokens of the latest evaluation
+        self._sampling = config.sampling()
+        if model.causal:
+            self._sampling = fitting(model, corpus.tokenizer, config.prompt, self._sampling)
 
     def __call__(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]:
         scores = self._scores(state, frozen, self._config.eval.max_batches)
         self._latest = {step: scores}
-        self._write_samples(step, trees.merge(state.result, frozen))
+        self._write_samples(step, trees.merge(state.evaluation_params, frozen))
         return scores
 
     def final_scores(self, state: TrainState, frozen: Params) -> dict[str, float]:
         """Scores on all held-out text."""
-        step = int(state.step)
-        if step in self._latest and not self._config.eval.max_batches:
-            return self._latest[step]  # the loop has evaluated its last step
-        return self._scores(state, frozen)
+        scores = self._latest.get(int(state.step))  # the loop has evaluated its last step
+        if scores is None or self._config.eval.max_batches:
+            scores = self._scores(state, frozen)
+        if not KINDS[self._config.objective.kind].every_token:
+            scores = scores | {"eval/tokens": self._predicted}
+        return scores
 
     def _scores(self, state: TrainState, frozen: Params, max_batches: int = 0) -> dict[str, float]:
         """Scores on all held-out text, or on some batches spread over it."""
         config = self._config
         rows = config.batch_size // config.micro_batches  # as many as training holds at once
         batches = EvalBatches(self._rows, rows, self._sharding, max_batches)
-        loss, _ = self._evaluate(state.result, frozen, batches)["loss"]
+        loss, self._predicted = self._evaluate(state.evaluation_params, frozen, batches)["loss"]
+        if not KINDS[config.objective.kind].every_token:
+            return {"eval/loss": loss}
         # Where only some batches are evaluated, all text is taken to have as many tokens a byte.
-        every = config.objective.every_token
-        return text_scores(loss, self._corpus.eval) if every else {"eval/loss": loss}
+        return text_scores(loss, self._corpus.eval)
 
     def _write_samples(self, step: int, params: Params) -> None:
         config = self._config
@@ -236,9 +281,9 @@ class _Evaluation:
             params,
             self._corpus.tokenizer,
             [config.prompt] * _SAMPLES,
-            config.sampling(),
+            self._sampling,
             config.seed,
-            prompt_is_prefix=config.objective.prompt_is_prefix,
+            prompt_is_prefix=KINDS[config.objective.kind].prompt_is_prefix,
         )
         append_samples(self._directory.samples, step, [(config.prompt, text) for text in texts])
 
@@ -248,7 +293,7 @@ def _initial_params(
 ) -> Callable[[], dict[str, Any]]:
     """What makes the parameters that training begins from: random ones, or those of `init`."""
     if config.init:
-        return lambda: load_model(config.init, mesh).params
+        return lambda: load_model(config.init, mesh, config.model).params
     layout = shardings(shapes, SHARDING_RULES, mesh)
     key = jax.random.key(config.seed)
     return lambda: jax.jit(lambda key: init_params(model, key), out_shardings=layout)(key)

@@ -88,7 +88,7 @@ def run(config: TrainTokenizerConfig, workdir: Path | None) -> None:
         raise UserError("--workdir is missing: give the directory to keep the tokenizer in.")
     entries = _entries(config, workdir)
     directory = RunDirectory(workdir)
-    directory.open(dataclasses.asdict(config))
+    directory.open(dataclasses.asdict(config), dataclasses.asdict(TrainTokenizerConfig()))
     phases = Phases()
     stores = stores_folder(config.data, workdir)
     with locked(stores):

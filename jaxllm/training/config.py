@@ -14,7 +14,7 @@ class TrainConfig:
     """Decay of an exponential moving average of the trained parameters (0.999, say), kept in
     float32 beside them; 0: none. Step t, from 0, takes min(ema, (1+t)/(10+t)), so that the
     beginning is soon forgotten. Where there is an average, evaluation, samples and later stages
-    (`init`) use it, and not the parameters themselves."""
+    (`init`) use it, in the dtype of `model.param_dtype`, and not the parameters themselves."""
     max_skipped: int = 10
     """Steps in a row whose loss or gradient may be non-finite (and which change nothing)."""
 

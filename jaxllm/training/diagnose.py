@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm import trees
-from jaxllm.objectives.objective import Batch, Objective, Params, Rngs
+from jaxllm.objectives.objective import Batch, Objective, Params, RowKeys
 from jaxllm.training.step import loss_and_gradients
 
 
 def first_non_finite(
-    objective: Objective, params: Params, frozen: Params, batch: Batch, rngs: Rngs
+    objective: Objective, params: Params, frozen: Params, batch: Batch, row_keys: RowKeys
 ) -> str:
     """Names the first tensor at fault: of the parameters, else of the forward pass, else of the
     gradients; in the forward pass in the order of computation, with the layer's number.
 
-    It runs the objective once more with every module's output watched, whatever the model; `rngs`
-    are the keys that the rows drew from.
+    It runs the objective once more with every module's output watched, whatever the model;
+    `row_keys` are the keys that the rows drew from.
     """
     everything = trees.merge(params, frozen)
     for path, leaf in trees.leaves_with_paths(everything):
@@ -29,7 +29,7 @@ def first_non_finite(
     watched = _Watched()
     with nn.intercept_methods(watched.intercept):
         loss, gradients, _ = jax.jit(
-            lambda params, batch: loss_and_gradients(objective, params, frozen, batch, rngs, 1)
+            lambda params, batch: loss_and_gradients(objective, params, frozen, batch, row_keys, 1)
         )(params, batch)
         jax.block_until_ready(loss)
         jax.effects_barrier()

@@ -226,11 +226,9 @@ def checkpoint_items(state: TrainState, frozen: Params) -> tuple[Any, Mapping[st
     rest.
     """
     rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    if "ema" in state.extra:
-        rest["extra"] = {name: value for name, value in state.extra.items() if name != "ema"}
-    else:
-        del rest["params"]
-    return trees.merge(state.result, frozen), rest
+    average = rest.pop("average")
+    given_on = rest.pop("params") if average is None else average
+    return trees.merge(given_on, frozen), rest
 
 
 def state_of(
@@ -242,7 +240,7 @@ def state_of(
     """
     trained, frozen = trees.split(params, trainable)
     if "params" in rest:
-        return TrainState(**{**rest, "extra": {**rest["extra"], "ema": trained}}), frozen
+        return TrainState(average=trained, **rest), frozen
     return TrainState(params=trained, **rest), frozen
 
 

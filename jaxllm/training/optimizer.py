@@ -20,6 +20,7 @@ _DECAYED = r"(.*/)?(kernel|embedding|output)"
 _MATRICES = r"(.*/)?(kernel|embedding|output|position_embedding)"
 # Muon is for the matrices inside layers; embedding and output follow Adam.
 _ORTHOGONALISED = r"(.*/)?kernel"
+_MUON_MOMENTUM = 0.95
 # Root mean square of AdamW's updates, which Muon's are brought to (Liu et al. 2025, section 2.2).
 _ADAM_RMS = 0.2
 
@@ -34,7 +35,7 @@ class OptimizerConfig:
     keeps no first moment and of the second one means of rows and columns;
     `lion` (Chen et al. 2023, https://arxiv.org/abs/2302.06675): half the memory of `adamw`;
     `muon` (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): for matrices inside
-    layers, and `adamw` for all else."""
+    layers, with Nesterov momentum of 0.95, and `adamw` for all else."""
     learning_rate: float = 1e-3
     """Peak of the schedule. Usual for `adamw` are 1e-4 (large models) to 3e-3 (small ones), and the
     same for `adafactor` and `muon`; for `lion` a tenth to a third of it, with 3 to 10 times the
@@ -48,11 +49,12 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0: never."""
     beta1: float = 0.9
-    """Decay of Adam's first moment; in Lion, the momentum's share of the direction."""
+    """Decay of Adam's first moment; in Lion, the momentum's share of the direction. `adafactor`
+    reads neither this nor the next."""
     beta2: float = 0.95
     """Decay of Adam's second moment, and of Lion's momentum (0.98 or 0.99 is usual there)."""
     eps: float = 1e-8
-    """Added to the root of Adam's second moment."""
+    """Added to the root of Adam's second moment; of `adamw` and `muon`."""
     moment_dtype: str = "float32"
     """What moments are stored in: `float32`, or `bfloat16` for half the memory, rounded by chance
     so that they are right in the mean. Those of `adafactor` are small, and stay float32."""
@@ -83,9 +85,19 @@ class OptimizerConfig:
                 raise ValueError(f"{name}: must be in [0, 1]")
         if self.eps <= 0:
             raise ValueError("eps: must be positive")
+        self._check_unread()
         if self.name == "adafactor" and self.moment_dtype != "float32":
             raise ValueError("moment_dtype: must be float32 for adafactor, whose moments are small")
         parse_factors(self.learning_rates)
+
+    def _check_unread(self) -> None:
+        for option, (chooser, readers) in _READERS.items():
+            chosen, default = getattr(self, chooser), getattr(type(self), option)
+            if chosen not in readers and getattr(self, option) != default:
+                raise ValueError(
+                    f"{option}: {chosen} does not read it, but only {', '.join(readers)}; "
+                    f"leave it at {default:g}"
+                )
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -182,7 +194,7 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
         return jax.tree.map(lambda _: numbers, params)
 
     muon = optax.chain(
-        optax.contrib.scale_by_muon(weight_dimension_numbers=dimensions),
+        optax.contrib.scale_by_muon(beta=_MUON_MOMENTUM, weight_dimension_numbers=dimensions),
         optax.stateless_with_tree_map(
             lambda update, _: _ADAM_RMS * max(update.shape[-2:]) ** 0.5 * update
         ),
@@ -198,6 +210,13 @@ _CHOICES: dict[str, Collection[str]] = {
     "name": _OPTIMIZERS,
     "schedule": _SCHEDULES,
     "moment_dtype": ("float32", "bfloat16"),
+}
+# Options that not every optimizer or schedule reads: the field that chooses, and which do.
+_READERS = {
+    "beta1": ("name", ("adamw", "lion", "muon")),
+    "beta2": ("name", ("adamw", "lion", "muon")),
+    "eps": ("name", ("adamw", "muon")),
+    "decay_fraction": ("schedule", ("wsd",)),
 }
 
 

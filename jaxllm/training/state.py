@@ -3,12 +3,15 @@
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import optax
 
 # An int32 scalar. Not annotated as an array: the same class also holds what describes a state,
 # the shapes and the shardings of its arrays.
 Counter = Any
+# A tree as `params`, or None, in whose place `jax.jit` puts markers of its own.
+Average = Any
 
 
 @flax.struct.dataclass
@@ -26,17 +29,21 @@ class TrainState:
     skipped_in_a_row: Counter
     """How many of them since the last finite step."""
     extra: dict[str, Any]
-    """What an algorithm remembers beside the parameters (a KL coefficient, say); `ema` is their
-    moving average, float32, where the run keeps one."""
+    """What an algorithm remembers beside the parameters (a KL coefficient, say)."""
+    average: Average = None
+    """The moving average of `params`, float32; None where the run keeps none."""
 
     @property
-    def result(self) -> dict[str, Any]:
-        """The trainable subtree as evaluation and later stages use it: averaged, if it is."""
-        return self.extra.get("ema", self.params)
+    def evaluation_params(self) -> dict[str, Any]:
+        """The trainable subtree as evaluation and later stages have it: averaged, if there is an
+        average, and in the dtype that the model stores it in."""
+        if self.average is None:
+            return self.params
+        return jax.tree.map(lambda a, p: a.astype(p.dtype), self.average, self.params)
 
 
 def new_state(params: dict[str, Any], opt_state: Any, averaged: bool = False) -> TrainState:
     """The state before the first step; `averaged`: with a moving average of the parameters."""
     zero = jnp.zeros((), jnp.int32)
-    extra = {"ema": optax.tree.cast(params, jnp.float32)} if averaged else {}
-    return TrainState(zero, params, opt_state, zero, zero, extra)
+    average = optax.tree.cast(params, jnp.float32) if averaged else None
+    return TrainState(zero, params, opt_state, zero, zero, {}, average)

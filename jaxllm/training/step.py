@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, Rngs, Sums
+from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, RowKeys, Sums
 from jaxllm.sharding.mesh import BATCH_AXES, batch_sharding, constrain
 from jaxllm.sharding.rules import Rules, shardings, with_sharding
 from jaxllm.training.learning_rates import Factors, factor_tree
@@ -97,42 +97,43 @@ def loss_and_gradients(
     params: Params,
     frozen: Params,
     batch: Batch,
-    rngs: Rngs,
+    row_keys: RowKeys,
     micro_batches: int,
 ) -> tuple[Float[Array, ""], Any, StepMetrics]:
     """The loss of the whole batch, its gradient (float32), and the objective's metrics.
 
     The weights are totalled over the batch first; each micro-batch then contributes the
     gradient of its sums over those totals, so accumulation is exact (unlike a mean of means).
-    `rngs` holds a key for each row, which it takes into its micro-batch; None: nothing is drawn.
+    `row_keys` holds a key for each row, which it takes into its micro-batch; None: nothing is
+    drawn.
     """
     totals = objective.weights(batch)
 
     def partial_loss(
-        params: Params, rows: Batch, rngs: Rngs
+        params: Params, rows: Batch, row_keys: RowKeys
     ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Metrics]]:
-        sums, metrics = objective.sums(params, rows, frozen, rngs)
+        sums, metrics = objective.sums(params, rows, frozen, row_keys)
         loss = weighted_loss(objective, sums, totals)
         return loss, (loss, metrics)
 
-    def gradient(params: Params, rows: Batch, rngs: Rngs) -> Any:
-        gradients, measured = jax.grad(partial_loss, has_aux=True)(params, rows, rngs)
+    def gradient(params: Params, rows: Batch, row_keys: RowKeys) -> Any:
+        gradients, measured = jax.grad(partial_loss, has_aux=True)(params, rows, row_keys)
         # Of parameters in bfloat16 too: many small ones are to be added up.
         return optax.tree.cast(gradients, jnp.float32), measured
 
     if micro_batches == 1:
-        gradients, (loss, metrics) = gradient(params, batch, rngs)
+        gradients, (loss, metrics) = gradient(params, batch, row_keys)
     else:
         # The i-th micro-batch takes every micro_batches-th row, so that each device keeps its
         # own rows. The sums over micro-batches start from zeros of the right shapes.
-        parts = jax.tree.map(lambda a: _interleave(a, micro_batches), (dict(batch), rngs))
+        parts = jax.tree.map(lambda a: _interleave(a, micro_batches), (dict(batch), row_keys))
         first = jax.tree.map(lambda part: part[0], parts)
         zeros = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
             jax.eval_shape(gradient, params, *first),
         )
 
-        def accumulate(total: Any, part: tuple[Batch, Rngs]) -> tuple[Any, None]:
+        def accumulate(total: Any, part: tuple[Batch, RowKeys]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient(params, *part)), None
 
         (gradients, (loss, metrics)), _ = jax.lax.scan(accumulate, zeros, parts)
@@ -183,7 +184,7 @@ def state_shapes(
         jax.tree.map(lambda _: replicated, shapes),
         params=by_param,
         opt_state=moment_shardings(opt_shapes, param_shapes, by_param, mesh),
-        extra={"ema": by_param} if averaged else {},
+        average=by_param if averaged else None,
     )
     return jax.tree.map(with_sharding, shapes, layout)
 
@@ -195,7 +196,7 @@ def init_state(
 ) -> TrainState:
     """The state before the first step, laid out as `shapes` says; `params` are donated."""
     make = jax.jit(
-        lambda params: new_state(params, optimizer.init(params), "ema" in shapes.extra),
+        lambda params: new_state(params, optimizer.init(params), shapes.average is not None),
         out_shardings=jax.tree.map(lambda shape: shape.sharding, shapes),
         donate_argnums=0,
     )
@@ -221,13 +222,12 @@ def _updated(
     directions, opt_state = optimizer.update(gradients, state.opt_state, params, key=moments_key)
     params = jax.tree.map(lambda p, d, rate: p - rate * d, params, directions, rates)
     params = stochastic_round(params, state.params, params_key)
-    extra = state.extra
+    average = state.average
     if ema:
         updates = (state.step - state.skipped).astype(jnp.float32)
         decay = jnp.minimum(ema, (1 + updates) / (10 + updates))
-        average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), extra["ema"], params)
-        extra = extra | {"ema": average}
-    updated = dataclasses.replace(state, params=params, opt_state=opt_state, extra=extra)
+        average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+    updated = dataclasses.replace(state, params=params, opt_state=opt_state, average=average)
     return updated, optax.tree.norm(directions)
 
 

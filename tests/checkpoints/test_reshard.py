@@ -7,7 +7,8 @@ import pytest
 
 from jaxllm.checkpoints.checkpointer import Checkpointer
 from jaxllm.models.transformer import SHARDING_RULES, init_params, param_shapes
-from jaxllm.objectives.next_token import NextTokenConfig, next_token
+from jaxllm.objectives.cross_entropy import CrossEntropyConfig
+from jaxllm.objectives.next_token import next_token
 from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxllm.sharding.rules import with_shardings
 from jaxllm.training.loop import checkpoint_items
@@ -37,7 +38,7 @@ class Trainer:
         self.shapes = with_shardings(param_shapes(model), SHARDING_RULES, self.mesh)
         self.layout = state_shapes(self.shapes, self.optimizer, SHARDING_RULES, self.mesh)
         step = make_train_step(
-            next_token(model, NextTokenConfig()),
+            next_token(model, CrossEntropyConfig()),
             self.optimizer,
             lambda step: jnp.float32(1e-2),
             micro_batches=1,

@@ -53,6 +53,14 @@ def test_what_a_run_computes_may_not_change(run):
     assert run.config_path.read_bytes() == before
 
 
+def test_a_field_that_there_was_not_yet_counts_as_its_default(run):
+    defaults = {"model": {"width": 64, "dropout": 0.0}, "ema": 0.0}
+    now = CONFIG | {"model": {"width": 16, "dropout": 0.0}, "ema": 0.0}
+    run.open(now, defaults)
+    with pytest.raises(UserError, match=r"\(config\.ema: was 0\.0, now 0\.5\)"):
+        run.open(now | {"ema": 0.5}, defaults)
+
+
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(UserError, match="is a file; give a directory"):
@@ -67,6 +75,14 @@ def test_a_damaged_configuration_is_told(run, text):
     run.config_path.write_text(text)
     with pytest.raises(UserError, match=r"config\.json: cannot be read"):
         run.config()
+
+
+def test_a_run_that_has_no_model_is_told(tmp_path):
+    directory = RunDirectory(tmp_path / "tokenizer")
+    directory.open({"stage": "tokenizer"})
+    directory.begin({"stage": "tokenizer"})
+    with pytest.raises(UserError, match=r"is of the stage 'tokenizer', which trains no model; gi"):
+        load_model(directory.path, make_mesh(MeshConfig()))
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path):

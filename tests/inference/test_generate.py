@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.inference.generate import Sampling, generate, generate_text
+from jaxllm.errors import UserError
+from jaxllm.inference.generate import Sampling, fitting, generate, generate_text
 from jaxllm.models.transformer import Transformer, output_head
+from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.training import train_tokenizer
 
@@ -180,3 +182,22 @@ def test_text_ends_at_the_end_of_the_document(texts):
     quiet = jax.tree.map(jnp.zeros_like, params["stack_0"])
     params = params | {"output": ends, "embedding": embedding, "stack_0": quiet}
     assert generate_text(model, params, tokenizer, ["fox"], Sampling(4, 0.0)) == [""]
+
+
+def test_all_learned_positions_are_written_to_and_no_more(tiny_model, tiny_params):
+    model = tiny_model(vocab_size=273, layers=1, positions="learned", max_positions=8)
+    params, tokenizer = tiny_params(model), ByteTokenizer()
+    # The prompt has its beginning and 2 bytes; the last of the new tokens is never fed.
+    fits = fitting(model, tokenizer, "ab", Sampling(max_new_tokens=40))
+    assert fits == Sampling(max_new_tokens=6)
+    assert fitting(model, tokenizer, "ab", Sampling(max_new_tokens=3)).max_new_tokens == 3
+    generate_text(model, params, tokenizer, ["ab"], fits)
+    with pytest.raises(UserError, match=r"max_new_tokens: with the prompt, .*: 9 tokens are more"):
+        generate_text(model, params, tokenizer, ["ab"], Sampling(max_new_tokens=7))
+    assert fitting(model, tokenizer, "1234567", Sampling()).max_new_tokens == 1
+    with pytest.raises(UserError, match=r"^config\.prompt: 9 tokens are more than the 8 positions"):
+        fitting(model, tokenizer, "12345678", Sampling())
+
+
+def test_without_a_table_of_positions_nothing_is_shortened(model):
+    assert fitting(model, ByteTokenizer(), "ab", Sampling()) == Sampling()

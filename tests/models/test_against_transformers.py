@@ -1,9 +1,12 @@
 """Every family against its implementation in Hugging Face Transformers, on random weights.
 
-Needs the extra `peers` (`make test-all` installs it).
+That needs the extra `peers` (`make test-all` installs it). For machines without it a few logits
+of each family are stored here, of weights that a formula gives; with it, theirs must be the same.
 """
 
 import dataclasses
+import zlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +19,6 @@ from jaxllm.models.families import FAMILIES, architecture
 from jaxllm.models.transformer import Transformer, output_head, param_shapes
 from jaxllm.ops.rotary import RopeScaling
 from jaxllm.ops.vocabulary import logits
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 VOCAB, SEQ, WIDTH, HEADS, HEAD_DIM, LAYERS = 40, 24, 16, 4, 8, 7
 LENGTHS = [11, 4, 9]  # documents of a packed row, the first longer than a window
@@ -174,8 +174,14 @@ def family_of(name):
     return CASES[name].our_options.get("family", name.split(",")[0].split(" ")[0])
 
 
+def our_model(name):
+    options = SIZES | {"family": family_of(name)} | CASES[name].our_options
+    return architecture(ModelConfig(**options), VOCAB)
+
+
 def their_model(name):
     """Random weights everywhere, norms and biases included."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     chosen = CASES[name]
     stem = chosen.theirs + ("Text" if chosen.theirs == "Gemma3" else "")
     config_class = getattr(transformers, f"{stem}Config")
@@ -308,22 +314,23 @@ def copied(model, their, family):
 def pair(request):
     """(their model, our logits of a batch)."""
     name = request.param
-    options = SIZES | {"family": family_of(name)} | CASES[name].our_options
-    model = architecture(ModelConfig(**options), VOCAB)
     their = their_model(name)
+    model = our_model(name)
     params = copied(model, their, family_of(name))
     copied_size = sum(p.numel() for p in their.parameters())
     assert trees.size(params) == copied_size, "every weight of theirs has a place in ours"
 
-    @jax.jit
-    def our_logits(tokens, positions, segment_ids):
-        output = Transformer(model).apply({"params": params}, tokens, positions, segment_ids)
-        return logits(output.hidden, output_head(model, params))
+    return their, jax.jit(partial(our_logits, model, params))
 
-    return their, our_logits
+
+def our_logits(model, params, tokens, positions, segment_ids):
+    output = Transformer(model).apply({"params": params}, tokens, positions, segment_ids)
+    return logits(output.hidden, output_head(model, params))
 
 
 def their_logits(their, tokens, mask=None):
+    import torch
+
     with torch.no_grad():
         mask = None if mask is None else torch.tensor(mask)
         return their(torch.tensor(tokens), attention_mask=mask).logits.numpy()
@@ -335,13 +342,13 @@ def test_every_family_has_a_case():
 
 @pytest.mark.slow
 def test_padded_rows_have_their_logits(pair):
-    their, our_logits = pair
+    their, our_logits_of = pair
     tokens = np.random.default_rng(0).integers(1, VOCAB, (3, SEQ)).astype(np.int32)
     lengths = np.array([SEQ, 13, 2])
     mask = (np.arange(SEQ) < lengths[:, None]).astype(np.int32)
     tokens = tokens * mask
     positions = np.broadcast_to(np.arange(SEQ, dtype=np.int32), tokens.shape)
-    ours = np.asarray(our_logits(tokens, positions, mask))
+    ours = np.asarray(our_logits_of(tokens, positions, mask))
     expected = their_logits(their, tokens.astype(np.int64), mask)
     assert np.abs(expected[mask > 0]).max() > 1  # they say something
     np.testing.assert_allclose(ours[mask > 0], expected[mask > 0], atol=1e-4, rtol=1e-4)
@@ -349,12 +356,87 @@ def test_padded_rows_have_their_logits(pair):
 
 @pytest.mark.slow
 def test_packed_documents_have_the_logits_they_have_alone(pair, packed_rows):
-    their, our_logits = pair
+    their, our_logits_of = pair
     row = packed_rows([LENGTHS], SEQ, VOCAB)
-    ours = np.asarray(our_logits(row["tokens"], row["positions"], row["segment_ids"]))[0]
+    ours = np.asarray(our_logits_of(row["tokens"], row["positions"], row["segment_ids"]))[0]
     begin = 0
     for length in LENGTHS:
         here = slice(begin, begin + length)
         alone = their_logits(their, row["tokens"][:, here].astype(np.int64))[0]
         np.testing.assert_allclose(ours[here], alone, atol=1e-4, rtol=1e-4)
         begin += length
+
+
+# Logits of tokens 0 to 3 after the row of `known_row`, with the weights of `by_formula`.
+KNOWN = {
+    "llama": [-0.4919, 4.8209, -0.4459, -4.6499],
+    "gpt2": [2.0186, 1.3629, -0.7745, 3.2344],
+    "mistral": [-1.7608, 3.5201, 0.9209, -3.6669],
+    "qwen2": [-1.0778, 4.2713, -0.8969, -4.7094],
+    "qwen3": [-0.9767, 4.7219, 0.1036, -4.5382],
+    "gemma2": [6.8049, -4.3238, -5.2395, -4.7971],
+    "gemma3": [-10.2662, 7.7710, 6.1235, -4.0571],
+    "mixtral": [-1.5409, -2.8955, 1.9401, -3.8587],
+    "qwen3_moe": [-2.4311, -2.4607, 2.3651, -5.0578],
+}
+
+
+def by_formula(model):
+    """Weights that are the same on every machine, none of them near zero by design."""
+
+    def leaf(path, shape):
+        index = np.arange(np.prod(shape.shape, dtype=int), dtype=np.float64)
+        waves = np.sin(0.1 * index**2 + zlib.crc32(path.encode()) % 1000).reshape(shape.shape)
+        if path.endswith("kernel"):
+            waves *= 1.5 * shape.shape[-2] ** -0.5
+        elif path.endswith(("scale", "bias")):
+            waves = 0.3 * waves + (path.endswith("scale") and 1.0)
+        return jnp.asarray(waves, jnp.float32)
+
+    return trees.map_with_paths(leaf, param_shapes(model))
+
+
+def known_row():
+    return (7 * np.arange(SEQ, dtype=np.int32)[None] ** 2) % VOCAB
+
+
+def give(their, params, model, family):
+    """Puts our weights into the places of theirs that `copied` takes them from."""
+    import torch
+
+    parameters, count = list(their.parameters()), 0
+    with torch.no_grad():
+        for parameter in parameters:  # each weight is its own number
+            numbers = torch.arange(count, count + parameter.numel())
+            parameter.copy_(numbers.reshape(parameter.shape))
+            count += parameter.numel()
+        values = np.zeros(count, np.float32)
+        for place, ours in zip(
+            jax.tree.leaves(copied(model, their, family)), jax.tree.leaves(params), strict=True
+        ):
+            values[np.asarray(place, int)] = ours
+        for parameter in parameters:
+            numbers = parameter.numpy().astype(int)
+            parameter.copy_(torch.from_numpy(values[numbers]))
+
+
+def test_every_family_has_known_logits():
+    assert set(KNOWN) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_weights_give_the_known_logits(name):
+    model, row = our_model(name), known_row()
+    positions = np.arange(SEQ, dtype=np.int32)[None]
+    run = jax.jit(partial(our_logits, model))
+    ours = run(by_formula(model), row, positions, np.ones_like(row))[0, -1, :4]
+    np.testing.assert_allclose(ours, KNOWN[name], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_known_logits_are_theirs(name):
+    their, model = their_model(name), our_model(name)
+    give(their, by_formula(model), model, family_of(name))
+    theirs = their_logits(their, known_row().astype(np.int64))[0, -1, :4]
+    np.testing.assert_allclose(theirs, KNOWN[name], atol=1e-4)

@@ -110,6 +110,15 @@ def test_fields_change_what_a_family_brings():
     llama = architecture(ModelConfig(pattern="local,global", window=16, experts=4), 10)
     assert [layer.attention.window for layer in llama.unrolled] == [16, 0, 16, 0]
     assert llama.unrolled[0].mlp.per_token == 2
+    assert llama.unrolled[0].mlp.normalise
+    other = ModelConfig(experts=4, normalised_experts=False, activation="gelu")
+    mlp = architecture(other, 10).unrolled[0].mlp
+    assert (mlp.normalise, mlp.activation) == (False, "gelu")
+    dense = architecture(ModelConfig(family="gemma2", activation="silu"), 10)
+    assert {layer.mlp.activation for layer in dense.unrolled} == {"silu"}
+    # A family's window may be taken away.
+    mistral = architecture(ModelConfig(family="mistral", window=0), 10)
+    assert {layer.attention.window for layer in mistral.unrolled} == {0}
 
 
 def test_no_module_of_the_model_names_a_family():
@@ -146,8 +155,68 @@ def test_the_output_matrix_is_a_parameter_unless_tied(family, tied, tiny_model):
         ({"remat": "some"}, r"config\.model\.remat: must be one of none, dots, full"),
         ({"family": "gpt9"}, r"config\.model\.family: 'gpt9' is unknown; .* llama"),
         ({"attention": "flash9"}, r"config\.model\.attention: 'flash9' is unknown; .* xla"),
+        ({"activation": "relu9"}, r"config\.model\.activation: 'relu9' is unknown; .* silu, gelu"),
     ],
 )
 def test_a_wrong_field_is_named(changes, message):
     with pytest.raises(UserError, match=message):
         architecture(from_dict(ModelConfig, changes, "model"), 10)
+
+
+def test_a_backend_that_cannot_compute_in_the_dtype_is_refused_at_the_start(monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    with pytest.raises(
+        UserError, match=r"config\.model\.attention: cudnn cannot compute in float32"
+    ):
+        architecture(ModelConfig(attention="cudnn", dtype="float32"), 10)
+    architecture(ModelConfig(attention="cudnn"), 10)  # `auto` is bfloat16 there
+
+
+SCALING = {"kind": "llama3", "factor": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "reason"),
+    [
+        ({"window": 128}, "window", "no layer of the pattern is local"),
+        ({"pattern": "local,global"}, "pattern", "the window is 0"),
+        ({"family": "gemma2", "pattern": "local", "window": 0}, "pattern", "the window is 0"),
+        ({"family": "gpt2", "rope_theta": 5e5}, "rope_theta", "positions are learned, not rotary"),
+        ({"positions": "none", "rope_scaling": SCALING}, "rope_scaling", "positions are none"),
+        ({"rope_local_theta": 1e4}, "rope_local_theta", "no layer of the pattern is local"),
+        (
+            {"positions": "sinusoidal", "rope_local_theta": 1e4, "pattern": "local", "window": 8},
+            "rope_local_theta",
+            "positions are sinusoidal",
+        ),
+        ({"rope_scaling": {"factor": 8.0}}, "rope_scaling.factor", "the kind of scaling is none"),
+        ({"rope_scaling": {"beta_fast": 8.0}}, "rope_scaling.beta_fast", "scaling is none"),
+        (
+            {"rope_scaling": SCALING | {"beta_fast": 8.0}},
+            "rope_scaling.beta_fast",
+            "the kind of scaling is llama3",
+        ),
+        ({"rope_scaling": {"kind": "linear"}}, "rope_scaling.factor", "is 1, and linear would"),
+        ({"experts_per_token": 2}, "experts_per_token", "there are no experts"),
+        ({"normalised_experts": False}, "normalised_experts", "there are no experts"),
+        ({"load_balance_loss": 0.0}, "load_balance_loss", "there are no experts"),
+        ({"router_z_loss": 0.1}, "router_z_loss", "there are no experts"),
+        ({"max_positions": 64}, "max_positions", "positions are rotary"),
+    ],
+)
+def test_a_field_that_would_change_nothing_is_refused(changes, field, reason):
+    with pytest.raises(UserError, match=rf"^config\.model\.{re.escape(field)}: .*{reason}"):
+        architecture(from_dict(ModelConfig, changes, "model"), 10)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pattern": "local,global", "window": 8, "rope_local_theta": 1e4, "rope_scaling": SCALING},
+        {"rope_scaling": {"kind": "yarn", "attention_factor": 1.5}},
+        {"experts": 4, "experts_per_token": 1, "router_z_loss": 0.0},
+        {"positions": "learned", "max_positions": 64},
+    ],
+)
+def test_the_same_fields_are_taken_where_they_change_something(changes):
+    architecture(from_dict(ModelConfig, changes, "model"), 10)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxllm import trees
 from jaxllm.models.attention import Context
 from jaxllm.models.families import FAMILIES
 from jaxllm.models.parts import Norm
 from jaxllm.models.transformer import Transformer, Unit, empty_cache, init_params, sinusoids
-from jaxllm.ops.rotary import RopeScaling, rotation
+from jaxllm.ops.rotary import RopeScaling, RotaryConfig, rotation
 
 INPUTS = ("tokens", "positions", "segment_ids")
 SEQ = 12
@@ -131,7 +132,7 @@ def test_the_scan_equals_a_loop_over_its_layers(model, params, packed_rows):
         if model.learned_positions:
             x += params["position_embedding"][rows["positions"]]
         if model.sinusoidal:
-            x += sinusoids(rows["positions"], model.width)
+            x += 0.02 * 2**0.5 * sinusoids(rows["positions"], model.width)
         for index, stack in enumerate(model.stacks):
             unit = Unit(stack, model)
             for repeat in range(stack.repeats):
@@ -142,27 +143,13 @@ def test_the_scan_equals_a_loop_over_its_layers(model, params, packed_rows):
     np.testing.assert_allclose(forward(model, params, **rows), loop(params), atol=2e-6)
 
 
-def count_primitives(jaxpr):
-    """How often each primitive stands in a program, its inner programs included."""
-    counts = collections.Counter()
-    for equation in jaxpr.eqns:
-        counts[equation.primitive.name] += 1
-        for parameter in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-        ):
-            inner = getattr(parameter, "jaxpr", parameter)
-            if hasattr(inner, "eqns"):
-                counts += count_primitives(inner)
-    return counts
-
-
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
 def test_rematerialisation_changes_the_memory_and_no_number(
-    family, tiny_model, tiny_params, packed_rows
+    family, tiny_model, tiny_params, packed_rows, all_equations
 ):
     rows = {name: jnp.asarray(packed_rows([[SEQ]], SEQ)[name]) for name in INPUTS}
     params = tiny_params(tiny_model(family=family))
-    results, products, marks = {}, {}, {}
+    results, products, of_experts, marks = {}, {}, {}, {}
     for remat in ("none", "dots", "full"):
         model = tiny_model(family=family, remat=remat)
 
@@ -170,13 +157,20 @@ def test_rematerialisation_changes_the_memory_and_no_number(
             return jnp.sum(jnp.sin(hidden_states(model, params, **rows)))
 
         step = jax.value_and_grad(loss)
-        counts = count_primitives(jax.make_jaxpr(step)(params).jaxpr)
+        equations = all_equations(jax.make_jaxpr(step)(params).jaxpr)
+        counts = collections.Counter(equation.primitive.name for equation in equations)
         marks[remat] = sum(n for name, n in counts.items() if "remat" in name or "checkp" in name)
         products[remat] = counts["dot_general"]
+        of_experts[remat] = counts["ragged_dot_general"]
         results[remat] = jax.jit(step)(params)
     assert marks["none"] == 0 < min(marks["dots"], marks["full"])
-    # `dots` computes only attention's own products again, `full` those of the kernels too.
-    assert products["none"] < products["dots"] < products["full"]
+    # Three forward and six backward, and with `full` the first three again but the last of them.
+    if family == "mixtral":
+        assert of_experts == {"none": 9, "dots": 9, "full": 12}
+    else:
+        assert of_experts == {"none": 0, "dots": 0, "full": 0}
+    # `dots` keeps what attention gives too, and computes no product again.
+    assert products["none"] == products["dots"] < products["full"]
     for remat in ("dots", "full"):
         for found, expected in zip(
             jax.tree.leaves(results[remat]), jax.tree.leaves(results["none"]), strict=True
@@ -241,3 +235,95 @@ def test_a_new_layer_is_the_identity(family, tiny_model, packed_rows):
     # What is drawn differs from layer to layer.
     query = params["stack_0"]["layer_0"]["attention"]["query"]["kernel"]
     assert len(query) == 1 or np.ptp(query, axis=0).min() > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_sinusoidal_positions_are_as_large_as_the_tokens_at_the_start(family, tiny_model):
+    model = dataclasses.replace(
+        tiny_model(family=family, width=256, positions="sinusoidal"), stacks=()
+    )
+    params = init_params(model, jax.random.key(0))
+    places = jnp.arange(SEQ)[None]
+    # Tokens and positions, normalised together: of two equal parts each is √½ of the whole.
+    hidden = hidden_states(model, params, places, places, jnp.ones_like(places))
+    share = np.mean(hidden * 2**0.5 * sinusoids(places, model.width))
+    np.testing.assert_allclose(share, 0.5**0.5, atol=0.05)
+
+
+def test_the_program_does_not_depend_on_the_order_of_hashes(
+    tiny_model, tiny_params, packed_rows, monkeypatch
+):
+    # As the seed of Python's hashes changes it from one process to the next.
+    rows = {name: jnp.asarray(packed_rows([[SEQ]], SEQ)[name]) for name in INPUTS}
+    model = tiny_model(family="gemma3")
+    params = tiny_params(model)
+    programs = []
+    for first in (10_000.0, 1_000_000.0):
+        monkeypatch.setattr(RotaryConfig, "__hash__", lambda self, x=first: int(self.theta != x))
+        run = jax.make_jaxpr(lambda params: hidden_states(model, params, **rows))
+        programs.append(str(run(params)))
+    assert programs[0] == programs[1]
+
+
+def test_reading_a_prompt_into_a_cache_takes_memory_linear_in_its_length(
+    tiny_model, tiny_params, all_equations
+):
+    model = tiny_model()
+    params = tiny_params(model)
+
+    def largest(seq):
+        def read(tokens):
+            cache = empty_cache(model, 1, seq)
+            return Transformer(model).apply(
+                {"params": params}, tokens, jnp.arange(seq)[None], jnp.ones_like(tokens), cache
+            )
+
+        equations = all_equations(jax.make_jaxpr(read)(jnp.zeros((1, seq), int)).jaxpr)
+        return max(result.aval.size for equation in equations for result in equation.outvars)
+
+    assert largest(4096) <= 8 * largest(512)
+
+
+def test_dropout_is_of_training_alone_and_another_in_every_layer_and_row(
+    tiny_model, tiny_params, packed_rows
+):
+    """In a whole model; what a place drops stands in tests/models/test_layers.py."""
+    rows = {name: jnp.asarray(packed_rows([[SEQ], [SEQ]], SEQ)[name]) for name in INPUTS}
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = tiny_params(tiny_model(), scale=1.0)
+
+    def states(params, keys, **options):
+        module = Transformer(tiny_model(**options))
+        return module.apply({"params": params}, **rows, dropout_keys=keys).hidden
+
+    plain = states(params, None)
+    for options in ({"dropout": 0.5}, {"embedding_dropout": 0.5}):
+        np.testing.assert_array_equal(states(params, None, **options), plain)
+        assert not np.allclose(states(params, keys, **options), plain, atol=1e-2)
+    both = {"dropout": 0.5, "embedding_dropout": 0.5, "reduction_dtype": "bfloat16"}
+    results = []
+    for remat in ("none", "full"):
+
+        def loss(params, remat=remat):
+            return jnp.sum(jnp.sin(states(params, keys, remat=remat, **both)))
+
+        results.append(jax.jit(jax.value_and_grad(loss))(params))
+    for again, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(again, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_layer_draws_its_own_dropout(tiny_model, tiny_params):
+    # Three layers that add one to every feature, which dropout makes nothing or two.
+    model = tiny_model(family="gpt2", dropout=0.5)
+    ones = ("mlp/down/bias", "final_norm/scale")
+    params = trees.map_with_paths(
+        lambda path, leaf: jnp.full_like(leaf, path.endswith(ones)), tiny_params(model)
+    )
+    tokens = jnp.zeros((1, 8), int)
+    hidden = (
+        Transformer(model)
+        .apply({"params": params}, tokens, tokens, tokens + 1, dropout_keys=jax.random.key(0)[None])
+        .hidden
+    )
+    # The same draws thrice would give nothing or six.
+    assert max(len(np.unique(state)) for state in np.asarray(hidden[0]).round(4)) == 4

@@ -8,11 +8,12 @@ import pytest
 from jaxllm.config import from_dict
 from jaxllm.errors import UserError
 from jaxllm.models.transformer import Transformer, output_head
-from jaxllm.objectives.next_token import NextTokenConfig, next_token
+from jaxllm.objectives.cross_entropy import CrossEntropyConfig
+from jaxllm.objectives.next_token import next_token
 from jaxllm.training.step import loss_and_gradients
 
 SEQ = 12
-FULL = NextTokenConfig(z_loss=0.01, label_smoothing=0.2)
+FULL = CrossEntropyConfig(z_loss=0.01, label_smoothing=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_equals_the_formula_in_numpy(model, tiny_params, packed_rows, evaluate):
     loss, _, metrics = evaluate(FULL, params, batch)
     np.testing.assert_allclose(loss, smooth + z_loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], plain, rtol=1e-5)
-    loss, _, metrics = evaluate(NextTokenConfig(), params, batch)
+    loss, _, metrics = evaluate(CrossEntropyConfig(), params, batch)
     np.testing.assert_allclose(loss, plain, rtol=1e-5)
     assert len({round(float(x), 4) for x in (plain, smooth, smooth + z_loss)}) == 3
 
@@ -131,4 +132,4 @@ def test_bfloat16_compute_keeps_loss_and_gradients_float32(tiny_model, tiny_para
 )
 def test_a_wrong_field_is_named(changes, message):
     with pytest.raises(UserError, match=message):
-        from_dict(NextTokenConfig, changes, "objective")
+        from_dict(CrossEntropyConfig, changes, "objective")

@@ -5,15 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.config import from_dict
-from jaxllm.errors import UserError
 from jaxllm.models.transformer import Transformer
-from jaxllm.objectives.next_token import NextTokenConfig, next_token
-from jaxllm.objectives.prefix_lm import PrefixLMConfig, prefix_lengths, prefix_lm
+from jaxllm.objectives.cross_entropy import CrossEntropyConfig
+from jaxllm.objectives.next_token import next_token
+from jaxllm.objectives.prefix_lm import prefix_lengths, prefix_lm
 from jaxllm.training.step import loss_and_gradients
 
 SEQ = 12
-FULL = PrefixLMConfig(z_loss=0.01, label_smoothing=0.2)
+FULL = CrossEntropyConfig(z_loss=0.01, label_smoothing=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +25,8 @@ def batch(packed_rows):
     return jax.tree.map(jnp.asarray, packed_rows([[7, 4], [12], [1, 2, 3], []], SEQ))
 
 
-def run(model, config, params, batch, micro_batches=1):
-    objective = prefix_lm(model, config)
+def run(model, fraction, params, batch, micro_batches=1):
+    objective = prefix_lm(model, FULL, fraction)
     compiled = jax.jit(
         lambda params, batch: loss_and_gradients(objective, params, {}, batch, None, micro_batches)
     )
@@ -52,7 +51,7 @@ def test_the_length_of_its_prefix_is_known_at_each_token(batch):
     ],
 )
 def test_what_follows_the_prefix_is_predicted(model, batch, fraction, predicted):
-    weights_of = jax.jit(prefix_lm(model, PrefixLMConfig(prefix_fraction=fraction)).weights)
+    weights_of = jax.jit(prefix_lm(model, CrossEntropyConfig(), fraction).weights)
     for row, places in enumerate(predicted):
         for place in range(SEQ):
             # One place alone has weight.
@@ -89,7 +88,7 @@ def test_the_prefix_is_seen_by_all_of_the_document_and_the_rest_by_what_follows(
         expected[begin:end, begin:end] |= np.tri(end - begin, dtype=bool)
     np.testing.assert_array_equal(seen, expected)
     # Whoever predicts does not see what, and whoever sees it does not predict.
-    weights_of = jax.jit(prefix_lm(model, PrefixLMConfig()).weights)
+    weights_of = jax.jit(prefix_lm(model, CrossEntropyConfig(), 0.5).weights)
     for place in range(SEQ - 2):
         alone = batch | {"loss_weights": jnp.zeros((1, SEQ)).at[0, place].set(1.0)}
         predicts = bool(weights_of(alone)["prefix_lm"])
@@ -103,9 +102,9 @@ def test_the_model_is_given_the_prefix(tiny_model, tiny_params, batch):
     weights = jnp.where(one["positions"] >= 5, one["loss_weights"], 0.0)
 
     def losses(weights):
-        causal = next_token(model, NextTokenConfig())
+        causal = next_token(model, CrossEntropyConfig())
         return (
-            prefix_lm(model, PrefixLMConfig()).sums(params, one, {}, None)[1]["loss"],
+            prefix_lm(model, CrossEntropyConfig(), 0.5).sums(params, one, {}, None)[1]["loss"],
             causal.sums(params, one | {"loss_weights": weights}, {}, None)[1]["loss"],
         )
 
@@ -116,11 +115,10 @@ def test_the_model_is_given_the_prefix(tiny_model, tiny_params, batch):
 
 def test_without_a_prefix_it_is_next_token_prediction(model, tiny_params, batch):
     params = tiny_params(model)
-    options = {"z_loss": 0.01, "label_smoothing": 0.2}
-    found = run(model, PrefixLMConfig(**options, prefix_fraction=0.0), params, batch)
+    found = run(model, 0.0, params, batch)
     expected = jax.jit(
         lambda params, batch: loss_and_gradients(
-            next_token(model, NextTokenConfig(**options)), params, {}, batch, None, 1
+            next_token(model, FULL), params, {}, batch, None, 1
         )
     )(params, batch)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -129,12 +127,6 @@ def test_without_a_prefix_it_is_next_token_prediction(model, tiny_params, batch)
 
 def test_split_equals_whole(model, tiny_params, batch):
     params = tiny_params(model)
-    whole, split = (run(model, FULL, params, batch, parts) for parts in (1, 4))
+    whole, split = (run(model, 0.5, params, batch, parts) for parts in (1, 4))
     for ours, theirs in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("fraction", [1.0, -0.1])
-def test_a_wrong_fraction_is_named(fraction):
-    with pytest.raises(UserError, match=r"config\.objective\.prefix_fraction: must be in \[0, 1\)"):
-        from_dict(PrefixLMConfig, {"prefix_fraction": fraction}, "objective")

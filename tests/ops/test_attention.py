@@ -292,7 +292,7 @@ def test_queries_that_see_nothing_have_finite_results_and_gradients(backend, in_
 
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("backend", ["xla", "chunked"])
-def test_products_are_in_bfloat16_and_accumulate_in_float32(backend, in_order):
+def test_products_are_in_bfloat16_and_accumulate_in_float32(backend, in_order, all_equations):
     arrays, options, _ = scene(0, 2, 13, heads=(4, 2), in_order=in_order)
     static = {name: x for name, x in options.items() if not isinstance(x, np.ndarray)}
     places = {name: jnp.asarray(x) for name, x in options.items() if isinstance(x, np.ndarray)}
@@ -313,17 +313,6 @@ def test_products_are_in_bfloat16_and_accumulate_in_float32(backend, in_order):
     exponentials = [e for e in equations if e.primitive.name == "exp"]
     assert exponentials
     assert {str(e.outvars[0].aval.dtype) for e in exponentials} == {"float32"}
-
-
-def all_equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.tree.leaves(
-            equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                yield from all_equations(inner)
 
 
 CAUSAL = {
@@ -363,12 +352,24 @@ def test_a_kernel_that_this_jax_lacks_is_refused(monkeypatch):
         check_backend("splash", **CAUSAL, platform="tpu")
 
 
+def test_a_dtype_that_a_backend_cannot_compute_in_is_refused_before_there_are_arrays():
+    with pytest.raises(
+        UserError, match=r"cudnn cannot compute in float32 \(bfloat16 and float16\)"
+    ):
+        check_backend("cudnn", **CAUSAL, platform="gpu", dtype="float32")
+    check_backend("cudnn", **CAUSAL, platform="gpu", dtype="bfloat16")
+
+
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("asked", [{}, {"window": 8, "soft_cap": 1.0}, {"prefix": True}])
 def test_auto_xla_and_chunked_can_everything_everywhere(platform, asked):
     for backend in ("auto", "xla", "chunked"):
         assert backend in BACKENDS
         check_backend(backend, **CAUSAL | asked, platform=platform)
+
+
+GPU = {"platform": "gpu", "seq": 1024, "dtype": "bfloat16"}
+WIDE = {"head_dim": 256, "value_dim": 256}
 
 
 @pytest.mark.parametrize(
@@ -383,6 +384,11 @@ def test_auto_xla_and_chunked_can_everything_everywhere(platform, asked):
         ({"platform": "gpu", "seq": 1024, "dtype": "bfloat16"}, "cudnn"),
         ({"platform": "gpu", "seq": 4096, "dtype": "float32"}, "chunked"),
         ({"platform": "gpu", "seq": 1024, "dtype": "bfloat16", "soft_cap": 50.0}, "xla"),
+        (GPU | WIDE | {"capability": "8.0"}, "xla"),
+        (GPU | WIDE | {"capability": "9.0"}, "cudnn"),
+        (GPU | WIDE | {"capability": "12.0"}, "cudnn"),
+        (GPU | {"capability": "8.0"}, "cudnn"),
+        (GPU | {"capability": "gfx942"}, "xla"),
     ],
 )
 def test_auto_chooses_the_fastest_that_can(options, chosen):

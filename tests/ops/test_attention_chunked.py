@@ -46,6 +46,17 @@ def test_only_blocks_that_some_query_sees_are_computed(lengths, options, blocks,
     assert int(jnp.sum(end - begin)) == blocks
 
 
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_block_that_one_row_of_a_group_needs_is_computed_for_all(in_order):
+    rows = [documents(8, 24), documents(24, 8)]
+    rule = Rule(causal=True, window=0, soft_cap=0.0, scale=1.0, in_order=in_order)
+    alone = [bounds(rule, *row) for row in rows]
+    assert [int(jnp.sum(end - begin)) for begin, end in alone] == [24, 24]
+    begin, end = bounds(rule, *(jnp.concatenate(arrays) for arrays in zip(*rows, strict=True)))
+    assert begin.tolist() == [0, 0, 0, 0, 0, 0, 2, 2]
+    assert end.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
 def test_a_prefix_adds_the_blocks_that_it_shows():
     positions, segment_ids = documents(16, 16)
     rule = Rule(causal=True, window=0, soft_cap=0.0, scale=1.0, in_order=True)

@@ -1,5 +1,6 @@
 """Experts against a loop over experts in float64, on one device and over meshes."""
 
+import re
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.ops import grouped
 from jaxllm.ops.experts import expert_mlp, route
+from jaxllm.ops.products import PRODUCT
 from jaxllm.sharding.mesh import BATCH_AXES, MeshConfig, make_mesh
 
 BATCH, SEQ, EXPERTS, K, EMBED, INNER = 2, 20, 4, 2, 6, 10
@@ -137,7 +139,7 @@ def _both_paths(rows, cotangent, kernels, sizes):
         (
             product(rows, kernels, sizes, transposed=False),
             product(cotangent, kernels, sizes, transposed=True),
-            outer(rows, cotangent, sizes),
+            outer(rows, cotangent, sizes, dtype="float32"),
         )
         for product, outer in (
             (grouped.native_product, grouped.native_outer),
@@ -260,31 +262,24 @@ def test_more_experts_take_no_more_temporary_memory(arrays):
     assert temporary(64) - temporary(4) < 60 * 80 * EMBED * 4 / 4
 
 
-def dots(jaxpr):
-    """The matrix products of a program, those inside loops and branches included."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in ("dot_general", "ragged_dot_general"):
-            yield equation
-        for parameter in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
-        ):
-            inner = getattr(parameter, "jaxpr", parameter)
-            if hasattr(inner, "eqns"):
-                yield from dots(inner)
-
-
-def test_bfloat16_products_have_bfloat16_operands_and_float32_sums_forward_and_backward(arrays):
+def test_bfloat16_products_have_bfloat16_operands_and_float32_sums_forward_and_backward(
+    arrays, all_equations
+):
     x, weights, gate, up, down, cotangent = arrays
     choices = jnp.asarray(routings()["random"], jnp.int32)
     x, cotangent = x.astype(jnp.bfloat16), cotangent.astype(jnp.bfloat16)
     arguments = (x, choices, weights, gate, up, down, cotangent)
-    products = list(dots(jax.make_jaxpr(output_and_gradients)(*arguments).jaxpr))
+    program = jax.make_jaxpr(output_and_gradients)(*arguments).jaxpr
+    names = ("dot_general", "ragged_dot_general")
+    products = [e for e in all_equations(program) if e.primitive.name in names]
     # Three forward and six backward, on a TPU and elsewhere.
     assert len(products) == 18
     for equation in products:
         assert {v.aval.dtype for v in equation.invars[:2]} == {jnp.dtype("bfloat16")}
-        if equation.primitive.name == "dot_general":
-            assert equation.outvars[0].aval.dtype == jnp.float32
+        result = equation.outvars[0].aval
+        # On a TPU what is no gradient of kernels is rounded by the operation itself.
+        if equation.primitive.name == "dot_general" or result.shape[0] == EXPERTS:
+            assert result.dtype == jnp.float32
 
     found = output_and_gradients(*arguments)
     assert [a.dtype.name for a in found] == ["bfloat16"] * 2 + ["float32"] * 4
@@ -292,6 +287,8 @@ def test_bfloat16_products_have_bfloat16_operands_and_float32_sums_forward_and_b
     for ours, theirs in zip(found, wanted, strict=True):
         error = np.abs(np.asarray(ours, np.float64) - theirs)
         assert error.max() < 0.02 * np.abs(theirs).max()
+    for by_kernel in found[3:]:
+        assert (by_kernel != by_kernel.astype(jnp.bfloat16)).any()  # never rounded to that
 
 
 # ---- meshes
@@ -357,6 +354,55 @@ def test_a_mesh_gives_the_values_and_gradients_of_one_device(layers, one_device,
         jax.device_get(found),
         one_device,
     )
+
+
+@pytest.mark.parametrize(("keep", "products"), [(PRODUCT, 9), ("nothing", 12)])
+def test_the_results_of_products_can_be_kept_by_name_on_a_mesh(
+    arrays, all_equations, keep, products
+):
+    x, weights, *kernels, _ = arrays
+    choices = jnp.asarray(routings()["random"], jnp.int32)
+
+    @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(keep))
+    def layer(x, *kernels):
+        return jnp.sin(expert_mlp(x, choices, weights, *kernels, jnp.tanh))
+
+    gradient = jax.grad(lambda *inputs: jnp.sum(layer(*inputs)), argnums=(0, 1, 2, 3))
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, expert=2))):
+        program = jax.make_jaxpr(gradient)(x, *kernels).jaxpr
+    names = [equation.primitive.name for equation in all_equations(program)]
+    # For a TPU: three forward and six backward, and what is computed again.
+    assert names.count("ragged_dot_general") == products
+
+
+@pytest.mark.parametrize(("reduction", "short"), [("float32", "f32"), ("bfloat16", "bf16")])
+@pytest.mark.parametrize("params", ["float32", "bfloat16"])
+def test_gradients_of_kernels_travel_as_asked_and_kernels_as_the_products(
+    arrays, reduction, short, params
+):
+    x, weights, *kernels, _ = arrays
+    x, kernels = x.astype(jnp.bfloat16), [kernel.astype(params) for kernel in kernels]
+    choices = jnp.asarray(routings()["random"], jnp.int32)
+
+    def total(*kernels):
+        out = expert_mlp(x, choices, weights, *kernels, jnp.tanh, reduction)
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, expert=2))):
+        text = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*kernels).as_text()
+
+    def kinds(operation):
+        """Types of the results with the three dimensions of kernels; x has rows first."""
+        types = re.findall(
+            rf'"stablehlo\.{operation}"(?:.*\n)*?.*-> tensor<(\d+x\d+x\d+x\w+)>', text
+        )
+        sizes = {(EMBED, INNER), (EMBED // 2, INNER), (INNER, EMBED), (INNER, EMBED // 2)}
+        shapes = [kind.split("x") for kind in types]
+        return {shape[-1] for shape in shapes if tuple(map(int, shape[1:3])) in sizes}
+
+    assert kinds("all_gather") == {"bf16"}
+    assert kinds("reduce_scatter") == {short}
+    assert kinds("all_reduce") == {short}
 
 
 def test_a_batch_that_the_mesh_does_not_divide_gives_the_same(arrays):

@@ -1,10 +1,10 @@
 """FLOP counts against a model small enough to count by hand."""
 
-from jaxllm.planning.flops import (
-    forward_flops_per_token,
-    model_training_flops_per_token,
-    training_flops_per_token,
-)
+import dataclasses
+
+from jaxllm.models.config import ModelConfig, StackConfig
+from jaxllm.models.families import architecture
+from jaxllm.planning.flops import forward_flops_per_token, model_training_flops_per_token
 
 # Width 4 in 2 heads of 2, 1 key-value head, gated MLP of 8, vocabulary 10, 3 layers:
 # per layer q 4·4, k 4·2, v 4·2, output 4·4, MLP 3·4·8 = 144; output matrix 4·10 = 40.
@@ -18,17 +18,38 @@ def test_forward_counts_each_product():
     # the values; a causal mask leaves half.
     full_attention_of_a_sequence = 3 * (2 * 5 * 5 * 4 + 2 * 5 * 5 * 4)
     expected = matrices + full_attention_of_a_sequence / 2 / 5
-    assert (
-        forward_flops_per_token(MATRIX_PARAMETERS, LAYERS, ATTENTION_WIDTH, SEQ_LEN)
-        == expected
-        == 1064
+    attention_width = LAYERS * ATTENTION_WIDTH
+    assert forward_flops_per_token(MATRIX_PARAMETERS, attention_width, SEQ_LEN) == expected == 1064
+
+
+def test_training_is_three_forward_passes():
+    # The model above has 3 layers of width 4, 2 heads of which share keys, and 10 tokens.
+    model = architecture(ModelConfig(layers=3, width=4, heads=2, kv_heads=1, mlp_width=8), 10)
+    assert model_training_flops_per_token(model, SEQ_LEN) == 3 * 1064
+
+
+def test_a_model_that_sees_both_ways_has_its_attention_counted_in_full(tiny_model):
+    causal, both_ways = (tiny_model(causal=causal) for causal in (True, False))
+    attention = model_training_flops_per_token(causal, 9) - model_training_flops_per_token(
+        causal, 8
     )
+    found = model_training_flops_per_token(both_ways, 8)
+    assert found == model_training_flops_per_token(causal, 8) + 8 * attention
 
 
-def test_training_is_six_per_parameter_and_token():
-    assert training_flops_per_token(1000, 0, 64, 128) == 6000
-    attention = training_flops_per_token(0, LAYERS, ATTENTION_WIDTH, SEQ_LEN)
-    assert attention == 12 * LAYERS * SEQ_LEN * ATTENTION_WIDTH / 2
+def test_the_output_matrix_counts_for_the_share_that_is_predicted(tiny_model):
+    model = tiny_model()
+    whole, quarter = (model_training_flops_per_token(model, 8, share) for share in (1.0, 0.25))
+    assert whole - quarter == 0.75 * 6 * model.vocab_size * model.width
+
+
+def test_attention_is_added_up_over_layers(tiny_model):
+    layer = tiny_model(layers=1, positions="none")
+    narrow = dataclasses.replace(layer.unrolled[0].attention, head_dim=2)
+    stack = StackConfig(1, (dataclasses.replace(layer.unrolled[0], attention=narrow),))
+    model = dataclasses.replace(layer, stacks=(*layer.stacks, stack))
+    wider = model_training_flops_per_token(model, 9) - model_training_flops_per_token(model, 8)
+    assert wider == 6 * 4 * (layer.unrolled[0].attention.head_dim + 2)
 
 
 def test_of_a_mixture_only_the_experts_of_a_token_count(tiny_model):
@@ -36,6 +57,6 @@ def test_of_a_mixture_only_the_experts_of_a_token_count(tiny_model):
         tiny_model(family="mixtral", experts=experts, experts_per_token=2) for experts in (2, 8)
     )
     # Beside the router, which scores six experts more in each of three layers of width 16.
-    router = training_flops_per_token(3 * 16 * 6, 0, 0, 0)
+    router = 6 * 3 * 16 * 6
     difference = model_training_flops_per_token(many, 8) - model_training_flops_per_token(few, 8)
     assert difference == router

@@ -97,10 +97,33 @@ def test_a_run_from_another_begins_with_its_average(averaged_run, runs, command)
     jax.tree.map(np.testing.assert_array_equal, loaded(run), loaded(averaged_run))
 
 
-def test_a_pattern_of_learning_rates_that_matches_nothing_ends_with_2(command, tmp_path):
-    result = command("pretrain", tmp_path / "run", optimizer__learning_rates="embeddings:2")
+def test_what_is_scored_is_what_is_given_on_in_bfloat16_too(runs, command, tmp_path):
+    options = {"train__ema": EMA, "model__param_dtype": "bfloat16", "steps": 4}
+    assert command("pretrain", runs / "narrow", **options).code == 0
+    assert command("evaluate", tmp_path / "scores", init=runs / "narrow").code == 0
+    ours = json.loads((runs / "narrow" / "summary.json").read_text())["eval/loss"]
+    theirs = json.loads((tmp_path / "scores" / "summary.json").read_text())["eval/loss"]
+    np.testing.assert_allclose(theirs, ours, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"optimizer__learning_rates": "embeddings:2"},
+            "config.optimizer.learning_rates: the pattern 'embeddings' matches no parameter that "
+            "is trained; the paths look like 'embedding', ",
+        ),
+        (
+            {"train__trainable": "lora"},
+            "config.train.trainable: the pattern 'lora' matches no parameter; the paths look like ",
+        ),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused_before_anything_is_made(
+    command, tmp_path, options, message
+):
+    result = command("pretrain", tmp_path / "run", **options)
     assert result.code == 2
-    assert (
-        "config.optimizer.learning_rates: the pattern 'embeddings' matches no parameter that is "
-        "trained; the paths look like 'embedding', " in result.err
-    )
+    assert message in result.err
+    assert not (tmp_path / "run").exists()

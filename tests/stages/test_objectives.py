@@ -1,6 +1,7 @@
 """Masked words and prefix LM as whole runs: trained, resumed, measured, and refused."""
 
 import json
+import shutil
 
 import pytest
 
@@ -16,7 +17,9 @@ def _summary(run):
     return json.loads((run / "summary.json").read_text())
 
 
-def test_a_run_of_masked_words_learns_resumes_and_is_measured_and_does_not_write(command, tmp_path):
+def test_a_run_of_masked_words_learns_resumes_and_is_measured_and_does_not_write(
+    command, finished_run, tmp_path
+):
     run, whole = tmp_path / "run", tmp_path / "whole"
     fields = MASKED | {"optimizer__schedule": "constant", "references": True}
     assert command("pretrain", run, **fields, steps=4).code == 0
@@ -40,6 +43,10 @@ def test_a_run_of_masked_words_learns_resumes_and_is_measured_and_does_not_write
     found = _summary(tmp_path / "scores")
     assert found["eval/loss"] == pytest.approx(summary["eval/loss"], rel=1e-5)
     assert "eval/bits_per_byte" not in found
+    # What is predicted of the text: 15 % of it.
+    whole_text = _summary(finished_run)["eval/tokens"]
+    assert found["eval/tokens"] == summary["eval/tokens"]
+    assert summary["eval/tokens"] == pytest.approx(0.15 * whole_text, rel=0.1)
 
     refused = command("generate", init=run, prompt="a")
     assert refused.code == 2
@@ -69,7 +76,11 @@ def test_what_cannot_be_is_refused_before_anything_is_made(command, finished_run
     for fields, message in [
         ({"objective__kind": "masked_word"}, "give --config.model.causal=False"),
         ({"model__causal": False}, "next_token would be shown"),
-        (MASKED | {"init": finished_run}, "masked_word fills in tokens from both sides"),
+        (
+            {"objective__kind": "masked_word", "init": finished_run},
+            "masked_word fills in tokens from both sides, and this model sees one side only; "
+            "give --config.model.causal=False.",
+        ),
         ({"objective__kind": "cloze"}, "config.objective.kind: must be one of next_token"),
     ]:
         result = command("pretrain", tmp_path / "run", **fields)
@@ -86,3 +97,15 @@ def test_a_tokenizer_without_a_mask_is_refused_before_anything_is_made(command, 
     assert result.code == 2
     assert "name one of its tokens in config.tokenizer.mask_token" in result.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_begun_run_of_masked_words_has_its_own_copy_of_the_tokenizer(
+    command, finished_run, tmp_path
+):
+    tokenizer = shutil.copytree(finished_run / "tokenizer", tmp_path / "tokenizer")
+    fields = MASKED | {"tokenizer__path": tokenizer}
+    assert command("pretrain", tmp_path / "run", **fields, steps=2).code == 0
+    shutil.rmtree(tokenizer)
+    result = command("pretrain", tmp_path / "run", **fields, steps=4)
+    assert result.code == 0
+    assert "going on from step 2 of 4" in result.err

@@ -88,6 +88,17 @@ def test_references_are_measured_on_request(command, tmp_path):
     assert any("gzip" in name for name in summary)
 
 
+def test_samples_are_as_long_as_the_learned_positions_allow(command, tmp_path):
+    model = {"model__positions": "learned", "model__max_positions": 32}
+    fields = model | {"steps": 1, "max_new_tokens": 40}
+    result = command("pretrain", tmp_path / "refused", prompt="0123456789" * 4, **fields)
+    assert result.code == 2
+    assert "config.prompt: 41 tokens are more than the 32 positions" in result.err
+    assert not (tmp_path / "refused" / "config.json").exists()
+    assert command("pretrain", tmp_path / "run", **fields).code == 0
+    assert {sample.step for sample in read_samples(tmp_path / "run" / "samples.md")} == {1}
+
+
 def test_a_run_begins_from_the_weights_model_and_tokenizer_of_another(
     command, finished_run, mesh, tmp_path
 ):

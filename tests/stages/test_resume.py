@@ -126,6 +126,20 @@ def test_a_run_begun_from_another_goes_on_without_it(command, finished_run, tmp_
     assert "going on from step 4 of 8" in result.err
 
 
+def test_a_run_recorded_before_there_was_a_field_goes_on(command, finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    recorded = json.loads((run / "config.json").read_text())
+    del recorded["config"]["train"]["ema"], recorded["config"]["objective"]
+    (run / "config.json").write_text(json.dumps(recorded))
+    changed = command("pretrain", run, steps=13, train__ema=0.5)
+    assert changed.code == 2
+    assert "(config.train.ema: was 0.0, now 0.5)" in changed.err
+    assert command("generate", init=run).code == 0
+    result = command("pretrain", run, steps=13)
+    assert result.code == 0
+    assert "going on from step 12 of 13" in result.err
+
+
 def test_a_broken_checkpoint_costs_the_steps_since_the_one_before(command, finished_run, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "summary.json").unlink()

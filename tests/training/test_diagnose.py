@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxllm import trees
-from jaxllm.objectives.next_token import NextTokenConfig, next_token
+from jaxllm.objectives.cross_entropy import CrossEntropyConfig
+from jaxllm.objectives.next_token import next_token
 from jaxllm.objectives.objective import Objective
 from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxllm.training.diagnose import first_non_finite
@@ -22,7 +23,7 @@ def batch(packed_rows):
 @pytest.fixture
 def diagnose(tiny_model, batch):
     def run(params, batch=batch, frozen=None, **options):
-        objective = next_token(tiny_model(**options), NextTokenConfig(z_loss=0.01))
+        objective = next_token(tiny_model(**options), CrossEntropyConfig(z_loss=0.01))
         return first_non_finite(objective, params, frozen or {}, batch, None)
 
     return run
@@ -89,8 +90,8 @@ def test_a_loss_beyond_finite_states_is_told(diagnose, params, batch):
 
 
 def test_rows_draw_again_what_they_drew():
-    def sums(params, batch, frozen, rngs):
-        drawn = jax.vmap(jax.random.uniform)(rngs)
+    def sums(params, batch, frozen, row_keys):
+        drawn = jax.vmap(jax.random.uniform)(row_keys)
         loss = jnp.sum(jnp.where(drawn > 0.9, jnp.inf, params["w"] * drawn))
         return {"drawn": loss}, {}
 

@@ -412,9 +412,9 @@ def test_a_checkpoint_holds_frozen_parameters_too(harness):
 def test_a_checkpoint_gives_the_average_to_others_and_the_parameters_to_its_run(harness):
     _, state = harness.run()
     frozen = {"base": {"w": jnp.ones(2)}}
-    state = state.replace(extra={"ema": {"w": jnp.float32(0.5)}, "coefficient": jnp.float32(3)})
+    state = state.replace(average={"w": jnp.float32(0.5)}, extra={"coefficient": jnp.float32(3)})
     params, progress = loop.checkpoint_items(state, frozen)
-    assert params == {"w": state.extra["ema"]["w"], **frozen}
+    assert params == {"w": state.average["w"], **frozen}
     assert progress["params"] is state.params
     assert progress["extra"].keys() == {"coefficient"}
     assert loop.state_of(params, progress, "w") == (state, frozen)

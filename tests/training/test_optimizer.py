@@ -81,16 +81,16 @@ DECAY = {"weight_decay": 0.3, "mask": DECAYED}
 
 
 @pytest.mark.parametrize(
-    ("name", "whole"),
+    ("options", "whole"),
     [
-        ("adamw", optax.adamw(RATE, b1=0.8, b2=0.9, eps=1e-6, **DECAY)),
-        ("lion", optax.lion(RATE, b1=0.8, b2=0.9, **DECAY)),
+        ({"name": "adamw", "eps": 1e-6}, optax.adamw(RATE, b1=0.8, b2=0.9, eps=1e-6, **DECAY)),
+        ({"name": "lion"}, optax.lion(RATE, b1=0.8, b2=0.9, **DECAY)),
     ],
 )
 @pytest.mark.parametrize("clip_norm", [0.0, 0.7])
-def test_five_steps_equal_those_of_optax(name, whole, clip_norm):
-    options = {"weight_decay": 0.3, "beta1": 0.8, "beta2": 0.9, "eps": 1e-6}
-    ours = make_optimizer(OptimizerConfig(name=name, clip_norm=clip_norm, **options))
+def test_five_steps_equal_those_of_optax(options, whole, clip_norm):
+    shared = {"weight_decay": 0.3, "beta1": 0.8, "beta2": 0.9, "clip_norm": clip_norm}
+    ours = make_optimizer(OptimizerConfig(**shared, **options))
     theirs = whole
     if clip_norm:
         theirs = optax.chain(optax.clip_by_global_norm(clip_norm), whole)
@@ -201,6 +201,15 @@ def test_a_run_shorter_than_its_warmup_has_a_schedule(schedule):
             {"name": "adafactor", "moment_dtype": "bfloat16"},
             r"config\.optimizer\.moment_dtype: must be float32 for adafactor",
         ),
+        ({"name": "adafactor", "beta1": 0.8}, r"config\.optimizer\.beta1: adafactor does not read"),
+        ({"name": "adafactor", "beta2": 0.8}, r"config\.optimizer\.beta2: adafactor does not read"),
+        ({"name": "adafactor", "eps": 1e-6}, r"config\.optimizer\.eps: adafactor does not read"),
+        (
+            {"name": "lion", "eps": 1e-6},
+            r"config\.optimizer\.eps: lion does not read it, but only adamw, muon; leave "
+            "it at 1e-08",
+        ),
+        ({"decay_fraction": 0.5}, r"config\.optimizer\.decay_fraction: cosine does not"),
         ({"learning_rate": float("nan")}, r"config\.optimizer\.learning_rate: must be a finite"),
     ],
 )

@@ -7,14 +7,15 @@ import optax
 import pytest
 
 from jaxllm.models.transformer import Transformer
-from jaxllm.objectives.next_token import NextTokenConfig, next_token
+from jaxllm.objectives.cross_entropy import CrossEntropyConfig
+from jaxllm.objectives.next_token import next_token
 from jaxllm.objectives.objective import Objective
 from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxllm.training.state import new_state
 from jaxllm.training.step import loss_and_gradients, make_train_step, weighted_loss
 
 SEQ = 8
-LOSS = NextTokenConfig(z_loss=0.01, label_smoothing=0.2)
+LOSS = CrossEntropyConfig(z_loss=0.01, label_smoothing=0.2)
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=2)
 
 

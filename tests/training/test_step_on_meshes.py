@@ -6,7 +6,8 @@ import pytest
 
 from jaxllm import trees
 from jaxllm.models.transformer import SHARDING_RULES, init_params, param_shapes
-from jaxllm.objectives.next_token import NextTokenConfig, next_token
+from jaxllm.objectives.cross_entropy import CrossEntropyConfig
+from jaxllm.objectives.next_token import next_token
 from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxllm.sharding.rules import shardings
 from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
@@ -26,16 +27,16 @@ STEPS = 3
 @pytest.fixture(scope="module")
 def train(tiny_model, tiny_params, packed_rows):
     """Trains over a mesh; returns the state before, the state after, the metrics."""
-    model = tiny_model(vocab_size=48, layers=2, width=32)
     batch = packed_rows([[8], [3, 5], [6], [4, 2], [7], [2, 2, 4], [8], [5]] * 2, 8, 48)
 
-    def run(config, options=OPTIMIZER):
-        sizes = (config.data, config.fsdp, config.tensor)
+    def run(config, options=OPTIMIZER, family="llama"):
+        model = tiny_model(vocab_size=48, layers=2, width=32, family=family)
+        sizes = (config.data, config.fsdp, config.expert, config.tensor)
         mesh = make_mesh(config, jax.devices()[: int(np.prod(sizes))])
         optimizer = make_optimizer(options)
         shapes = state_shapes(param_shapes(model), optimizer, SHARDING_RULES, mesh)
         step = make_train_step(
-            next_token(model, NextTokenConfig(z_loss=1e-3)),
+            next_token(model, CrossEntropyConfig(z_loss=1e-3)),
             optimizer,
             learning_rate_schedule(options, STEPS),
             micro_batches=2,
@@ -86,6 +87,30 @@ def test_a_mesh_gives_what_one_device_gives(train, one_device, mesh):
             assert {s.data.size for s in leaf.addressable_shards} == {leaf.size // share}, path
     # The state is donated: its memory is used again.
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((begin.params, begin.opt_state)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "mesh"),
+    [
+        ("gpt2", MESHES["all axes"]),  # a table of positions, biases, layer norms
+        ("gemma2", MESHES["all axes"]),  # a unit of two layers, norms after branches
+        ("mixtral", MeshConfig(data=1, fsdp=2, expert=2, tensor=2)),
+    ],
+)
+def test_other_families_train_on_a_mesh_as_on_one_device(train, family, mesh):
+    _, alone, expected = train(MeshConfig(data=1), family=family)
+    _, state, metrics = train(mesh, family=family)
+    for found, wanted in zip(metrics, expected, strict=True):
+        assert found.keys() == wanted.keys()
+        for name in wanted:
+            np.testing.assert_allclose(found[name], wanted[name], rtol=5e-5, err_msg=name)
+    for (path, found), wanted in zip(
+        trees.leaves_with_paths(jax.device_get(state.params)),
+        jax.tree.leaves(jax.device_get(alone.params)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, wanted, atol=5e-5, err_msg=path)
 
 
 def test_muon_on_a_mesh_gives_what_it_gives_on_one_device(train):

@@ -31,9 +31,9 @@ OPTIMIZER = OptimizerConfig(weight_decay=0.0, clip_norm=0.0, beta1=0.0, eps=1e6)
 def drawing():
     """The mean over rows of the row's size · a draw of its own · params."""
 
-    def sums(params, batch, frozen, rngs):
+    def sums(params, batch, frozen, row_keys):
         size = batch["size"][:, None]
-        noise = jax.vmap(lambda key: jax.random.normal(key, (8,)))(rngs)
+        noise = jax.vmap(lambda key: jax.random.normal(key, (8,)))(row_keys)
         weights = params["a"]["kernel"].sum(axis=0) * params["b"]["scale"]
         loss = jnp.sum((size * noise) @ weights)
         return {"drawn": loss}, {"loss": (loss, jnp.float32(len(size)))}
@@ -44,7 +44,7 @@ def drawing():
 def pulling():
     """Σ params · size, whose gradient is the mean size of the rows everywhere."""
 
-    def sums(params, batch, frozen, rngs):
+    def sums(params, batch, frozen, row_keys):
         total = sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(params))
         loss = total * jnp.sum(batch["size"])
         return {"pull": loss}, {"loss": (loss, jnp.float32(1))}
@@ -140,21 +140,22 @@ def test_factors_scale_the_rate_of_their_parameters_with_its_weight_decay():
 def test_the_average_of_parameters_follows_them_and_skips_what_they_skip():
     ema = 0.35
     state, step = trainer(pulling(), OptimizerConfig(), rate=0.01, averaged=True, ema=ema)
-    assert state.result is state.extra["ema"]
+    assert state.evaluation_params is not state.params
     expected = np.asarray(state.params["a"]["kernel"], np.float64)
     updates = 0
     for bad in (False, False, True, False, False, False):
         size = BATCH["size"] * (jnp.nan if bad else 1)
-        before = jax.device_get(state.extra)
+        before = jax.device_get(state.average)
         state, metrics = step(state, {}, BATCH | {"size": size})
         if bad:
             assert int(metrics["skipped"]) == 1
-            jax.tree.map(np.testing.assert_array_equal, state.extra, before)
+            jax.tree.map(np.testing.assert_array_equal, state.average, before)
             continue
         decay = min(ema, (1 + updates) / (10 + updates))
         expected = decay * expected + (1 - decay) * np.asarray(state.params["a"]["kernel"])
         updates += 1
-        np.testing.assert_allclose(state.extra["ema"]["a"]["kernel"], expected, rtol=1e-6)
+        np.testing.assert_allclose(state.average["a"]["kernel"], expected, rtol=1e-6)
+        jax.tree.map(np.testing.assert_array_equal, state.evaluation_params, state.average)
     assert (1 + updates - 1) / (10 + updates - 1) > ema  # both sides of the minimum were seen
     assert np.abs(expected - np.asarray(state.params["a"]["kernel"])).min() > 1e-3
 
@@ -163,16 +164,18 @@ def test_the_average_of_parameters_follows_them_and_skips_what_they_skip():
 def test_the_average_begins_as_the_parameters_in_memory_of_its_own(dtype):
     params = jax.tree.map(lambda leaf: jnp.array(leaf, dtype), PARAMS)
     state = jax.jit(lambda params: new_state(params, {}, averaged=True))(params)
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.extra)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.average)} == {jnp.dtype("float32")}
     after = jax.jit(lambda state: state, donate_argnums=0)(state)
-    jax.tree.map(np.testing.assert_array_equal, after.extra["ema"], PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, after.average, PARAMS)
+    # What is scored is what a checkpoint gives on: in the dtype of the parameters.
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.evaluation_params)} == {jnp.dtype(dtype)}
 
 
-def test_without_an_average_the_result_is_the_parameters():
+def test_without_an_average_the_parameters_are_evaluated():
     state, step = trainer(pulling())
     after, _ = step(state, {}, BATCH)
-    assert after.extra == {}
-    assert after.result is after.params
+    assert after.average is None
+    assert after.evaluation_params is after.params
 
 
 def test_parameters_in_bfloat16_move_by_less_than_they_can_hold_in_the_mean():
@@ -184,12 +187,12 @@ def test_parameters_in_bfloat16_move_by_less_than_they_can_hold_in_the_mean():
         state, _ = step(state, {}, BATCH)
         exact -= 0.0005
         assert state.params["kernel"].dtype == jnp.bfloat16
-        assert state.extra["ema"]["kernel"].dtype == jnp.float32
+        assert state.average["kernel"].dtype == jnp.float32
     found = np.asarray(state.params["kernel"], np.float32)
     assert len(np.unique(found)) > 2
     np.testing.assert_allclose(found.mean(), exact, atol=5e-4)
     assert all(leaf.dtype != jnp.bfloat16 for leaf in jax.tree.leaves(state.opt_state))
-    assert float(state.extra["ema"]["kernel"].mean()) > found.mean()
+    assert float(state.average["kernel"].mean()) > found.mean()
 
 
 def test_gradients_of_parameters_in_bfloat16_are_added_up_in_float32():

@@ -21,7 +21,7 @@ from jaxllm.ops.attention.visibility import Places, Rule
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What a call asks for; the last three show only when there are arrays."""
+    """What a call asks for; whether keys are in order, and `seq`, show only with arrays."""
 
     causal: bool
     window: int
@@ -33,6 +33,8 @@ class Features:
     in_order: bool = True
     dtype: str = ""
     seq: int = 0
+    capability: str = ""
+    """Of the GPU: two numbers from NVIDIA, as 9.0, other words from others; empty: unknown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +55,15 @@ def _lacks_of_cudnn(features: Features) -> str:
         return "cap scores (soft_cap)"
     if features.value_dim != features.head_dim:
         return f"have values of width {features.value_dim} with keys of {features.head_dim}"
-    if features.head_dim % 8 or features.head_dim > 256:
-        return f"have heads of width {features.head_dim} (a multiple of 8 up to 256)"
+    capability = features.capability
+    if capability and not capability[0].isdigit():
+        return f"run on a GPU of another maker than NVIDIA ({capability})"
+    widest = 128 if capability and float(capability) < 9 else 256
+    if features.head_dim % 8 or features.head_dim > widest:
+        return (
+            f"have heads of width {features.head_dim} (a multiple of 8 up to 256, or to 128 "
+            "below compute capability 9.0)"
+        )
     if features.dtype not in ("", "bfloat16", "float16"):
         return f"compute in {features.dtype} (bfloat16 and float16)"
     return f"have an odd row of {features.seq} tokens" if features.seq % 2 else ""
@@ -144,6 +153,7 @@ def attention(
         in_order=in_order,
         dtype=str(query.dtype),
         seq=query.shape[1],
+        capability=_capability(),
     )
     if backend == "auto":
         backend = _fastest(features)
@@ -169,6 +179,7 @@ def check_backend(
     head_dim: int,
     value_dim: int,
     platform: str,
+    dtype: str = "",
 ) -> None:
     """Checks before there are any arrays that a backend can honour what a model asks for.
 
@@ -177,7 +188,17 @@ def check_backend(
     """
     if backend == "auto":
         return
-    features = Features(causal, window, soft_cap, prefix, head_dim, value_dim, platform)
+    features = Features(
+        causal=causal,
+        window=window,
+        soft_cap=soft_cap,
+        prefix=prefix,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        platform=platform,
+        dtype=dtype,
+        capability=_capability(),
+    )
     _refuse(backend, features)
 
 
@@ -203,6 +224,11 @@ def _lack(backend: str, features: Features) -> str:
     if row.module and not _exists(row.module):
         return f"run with jax {jax.__version__}, which has no {row.module}"
     return row.lacks(features)
+
+
+def _capability() -> str:
+    """The compute capability of this machine's GPU; empty where there is none."""
+    return str(getattr(jax.local_devices()[0], "compute_capability", ""))
 
 
 def _exists(module: str) -> bool:

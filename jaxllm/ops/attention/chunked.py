@@ -10,15 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxllm.ops.attention.kernels import on_each_shard, padded
 from jaxllm.ops.attention.visibility import MASKED, Places, Range, Rule, visible, visible_range
 from jaxllm.ops.attention.xla import capped, einsum, mean_gradient, slope
+from jaxllm.ops.products import PRODUCT
 
 # On a CPU small blocks of few matrices at a time stay in its cache (docs/attention.md);
 # accelerators want work that is wide.
-_CPU_BLOCK, _CPU_MATRICES = 64, 8
+_CPU_BLOCK, _CPU_MATRICES = 64, 16
 _DEVICE_BLOCK = 256
 
 
@@ -129,7 +131,9 @@ def _forward(
         return (mixed / total).astype(query.dtype), top + jnp.log(total)
 
     mixed, log_sum_exp = jax.lax.map(one_block, jnp.arange(begin.size))
-    out = _by_position(mixed, block)
+    # Kept where layers are computed again, which would attend again otherwise.
+    out = checkpoint_name(_by_position(mixed, block), PRODUCT)
+    log_sum_exp = checkpoint_name(log_sum_exp, PRODUCT)
     return out, (query, key, value, seen, out, log_sum_exp)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from jaxllm.ops.attention.visibility import MASKED, Places, Rule, visible, visible_range
+from jaxllm.ops.products import PRODUCT
 
 # Products are in the dtype of their operands and accumulate in float32.
 einsum: Callable[..., Array] = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -39,7 +41,10 @@ def _forward(query: Array, key: Array, value: Array, places: Places, rule: Rule)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     mixed = einsum("bkqt,btkd->bkqd", weights.astype(value.dtype), value) / total
     out = _by_position(mixed, query).astype(query.dtype)
-    return out, (query, key, value, places, out, top + jnp.log(total))
+    # Kept where layers are computed again, which would attend again otherwise.
+    out = checkpoint_name(out, PRODUCT)
+    log_sum_exp = checkpoint_name(top + jnp.log(total), PRODUCT)
+    return out, (query, key, value, places, out, log_sum_exp)
 
 
 def _backward(rule: Rule, saved: tuple, d_out: Array) -> tuple[Any, ...]:
