@@ -1,6 +1,6 @@
 """Seconds of a training step on CPU, beside Transformers, eager and compiled, and plain Flax.
 
-    python benchmarks/train.py [--turns=6] [--only=jaxllm,eager] [--huge-pages]
+    python benchmarks/train.py [--turns=6] [--only=jaxllm,eager] [--memory=kept]
 
 Needs `pip install -e .[peers]`, and a C++ compiler for `torch.compile`. Every competitor is a
 process of its own, on as many threads as there are cores; they make three steps in turn, so that
@@ -8,7 +8,7 @@ what else the machine does hits all alike. The first of three is not counted: it
 and the caches taken. The model is a Llama of 8.5 M parameters (256 wide, 8 layers,
 4 heads, MLP of 704, vocabulary of 8,192, tied) on batches of 16 x 256 tokens, float32, AdamW.
 `products` are the products of that step with parameters, one after another, which all of them make;
-attention's own come on top. `--huge-pages` gives every process large pages of memory.
+attention's own come on top. `--memory` sets glibc's allocator for every process alike.
 """
 
 import argparse
@@ -23,19 +23,30 @@ from collections.abc import Callable
 BATCH, SEQ, WIDTH, LAYERS, HEADS, MLP, VOCAB = 16, 256, 256, 8, 4, 704, 8192
 TOKENS = BATCH * SEQ
 COMPETITORS = ("jaxllm", "eager", "compiled", "plain_flax", "products", "torch_products")
-# Arrays that are made and freed in every step cost a page fault for each 4 KiB, or, by this setting
-# of glibc, for each 2 MiB.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# Arrays that are made and freed in every step cost a page fault for each 4 KiB: with `large-pages`
+# for each 2 MiB, and with `kept`, where freed memory is not given back to the system, none.
+MEMORY: dict[str, dict[str, str]] = {
+    "default": {},
+    "large-pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+    "kept": {
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(10**11),
+        "MALLOC_TOP_PAD_": str(10**9),
+    },
+}
 
 Step = Callable[[], None]
 
 
 def jaxllm_step() -> Step:
-    """A step of ours; it prints the temporaries of its program to stderr."""
+    """A step of ours, in a process set up as `jaxllm.main` does on a CPU; it prints the temporaries
+    of its program to stderr."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
+    from jaxllm.host_memory import keep_freed_memory
     from jaxllm.models.config import ModelConfig
     from jaxllm.models.families import architecture
     from jaxllm.models.transformer import SHARDING_RULES, init_params, param_shapes
@@ -45,6 +56,7 @@ def jaxllm_step() -> Step:
     from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
     from jaxllm.training.step import init_state, jit_step, make_train_step, state_shapes
 
+    keep_freed_memory()
     config = ModelConfig(layers=LAYERS, width=WIDTH, heads=HEADS, mlp_width=MLP)
     model = architecture(config, VOCAB)
     optimizer = make_optimizer(OptimizerConfig())
@@ -202,15 +214,14 @@ def work(name: str) -> None:
         print(json.dumps(seconds), flush=True)
 
 
-def start(name: str, huge_pages: bool) -> subprocess.Popen:
+def start(name: str, memory: str) -> subprocess.Popen:
     """The process of a competitor, compiled and warm."""
-    environment = os.environ | (HUGE_PAGES if huge_pages else {})
     process = subprocess.Popen(
         [sys.executable, __file__, "--worker", name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=os.environ | MEMORY[memory],
     )
     assert process.stdout is not None
     if process.stdout.readline().strip() != "ready":
@@ -223,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--only", default=",".join(COMPETITORS))
-    parser.add_argument("--huge-pages", action="store_true")
+    parser.add_argument("--memory", choices=MEMORY, default="default")
     parser.add_argument("--worker", choices=STEPS)
     options = parser.parse_args()
     if options.worker:
@@ -235,7 +246,7 @@ def main() -> None:
     names = options.only.split(",")
     if unknown := [name for name in names if name not in STEPS]:
         parser.error(f"--only: {', '.join(unknown)} is unknown; there are {', '.join(STEPS)}")
-    workers = {name: start(name, options.huge_pages) for name in names}
+    workers = {name: start(name, options.memory) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(options.turns):
         for name, process in workers.items():

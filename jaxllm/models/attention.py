@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from jaxllm.models.config import AttentionConfig, DTypes, LatentAttentionConfig
 from jaxllm.models.parts import Linear, Norm
-from jaxllm.ops.attention import attention
+from jaxllm.ops.attention import attention, check_backend
+from jaxllm.ops.products import PRODUCT
 from jaxllm.ops.rotary import RotaryConfig, Rotation, rotate
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
 
@@ -66,6 +69,9 @@ class Attention(nn.Module):
                 projected = Norm(config.head_norm, self.dtypes, name=f"{name}_norm")(projected)
             if config.rotary:
                 projected = rotate(projected, context.rotations[config.rotary])
+                if not config.head_norm:
+                    # To be kept in the product's place, which a norm would need besides.
+                    projected = checkpoint_name(projected, PRODUCT)
             return projected
 
         query, key = placed("query", config.heads), placed("key", config.kv_heads)
@@ -80,6 +86,32 @@ class Attention(nn.Module):
         mixed = mixed.reshape(batch, seq, config.heads * config.head_dim)
         output = Linear(embed, self.dtypes, config.output_bias, self.zero_init, name="output")
         return output(mixed), cache
+
+
+def check_attention(
+    config: AttentionConfig | LatentAttentionConfig, compute_dtype: str, *, prefix: bool
+) -> None:
+    """Checks, before there are any arrays, that the backend of a layer can do what it is asked.
+
+    Args:
+        config: of the layer.
+        compute_dtype: of queries, keys and values.
+        prefix: whether the objective shows the beginning of a segment to all of it.
+
+    Raises:
+        UserError: it cannot; the message says what it cannot and which can.
+    """
+    check_backend(
+        config.backend,
+        causal=config.causal,
+        window=config.window,
+        soft_cap=config.soft_cap,
+        prefix=prefix,
+        head_dim=config.head_dim,
+        value_dim=config.value_dim,
+        platform=jax.default_backend(),
+        dtype=compute_dtype,
+    )
 
 
 def written(

@@ -7,6 +7,7 @@ from typing import TypeVar
 import jax
 
 from jaxllm.errors import UserError
+from jaxllm.models.attention import check_attention
 from jaxllm.models.config import (
     AttentionConfig,
     DTypes,
@@ -20,7 +21,7 @@ from jaxllm.models.config import (
     TransformerConfig,
 )
 from jaxllm.models.parts import ACTIVATIONS
-from jaxllm.ops.attention import BACKENDS, check_backend
+from jaxllm.ops.attention import BACKENDS
 from jaxllm.ops.rotary import RopeScaling, RotaryConfig
 
 Number = TypeVar("Number", int, float)
@@ -235,17 +236,7 @@ def _attention(
         attention = _latent_attention(config, family, positions, local)
     else:
         attention = _grouped_attention(config, family, positions, local)
-    check_backend(
-        attention.backend,
-        causal=attention.causal,
-        window=attention.window,
-        soft_cap=attention.soft_cap,
-        prefix=False,
-        head_dim=attention.head_dim,
-        value_dim=attention.value_dim,
-        platform=jax.default_backend(),
-        dtype=_compute_dtype(config.dtype),
-    )
+    check_attention(attention, _compute_dtype(config.dtype), prefix=False)
     return attention
 
 

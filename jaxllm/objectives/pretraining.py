@@ -3,18 +3,16 @@
 import dataclasses
 from collections.abc import Callable
 
-import jax
-
 from jaxllm import config as configuration
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.errors import UserError
+from jaxllm.models.attention import check_attention
 from jaxllm.models.config import TransformerConfig
 from jaxllm.objectives.cross_entropy import CrossEntropyConfig
 from jaxllm.objectives.masked_word import masked_word
 from jaxllm.objectives.next_token import next_token
 from jaxllm.objectives.objective import Objective
 from jaxllm.objectives.prefix_lm import prefix_lm
-from jaxllm.ops.attention import check_backend
 from jaxllm.tokenizers.tokenizer import Tokenizer
 
 
@@ -122,16 +120,7 @@ def check_model(model: TransformerConfig, config: ObjectiveConfig) -> None:
     if not kind.prompt_is_prefix:
         return
     for attention in {layer.attention for layer in model.unrolled}:
-        check_backend(
-            attention.backend,
-            causal=attention.causal,
-            window=attention.window,
-            soft_cap=attention.soft_cap,
-            prefix=True,
-            head_dim=attention.head_dim,
-            value_dim=attention.value_dim,
-            platform=jax.default_backend(),
-        )
+        check_attention(attention, model.dtypes.compute, prefix=True)
 
 
 def objective_config_of(run: RunDirectory) -> ObjectiveConfig:

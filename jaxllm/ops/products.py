@@ -60,7 +60,8 @@ def _backward(
         preferred_element_type=jnp.dtype(reduction_dtype),
     )
     if turned:
-        of_kernel = of_kernel.T
+        # Behind a barrier: XLA would undo it, and take a slower product.
+        of_kernel = jax.lax.optimization_barrier(of_kernel).T
     return of_x, of_kernel.astype(kernel.dtype)
 
 

@@ -4,7 +4,6 @@ import pytest
 
 from jaxllm.config import from_dict
 from jaxllm.errors import UserError
-from jaxllm.objectives import pretraining
 from jaxllm.objectives.pretraining import KINDS, ObjectiveConfig, check_model, make_objective
 from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer
 
@@ -39,7 +38,7 @@ def test_the_attention_backend_is_asked_for_a_prefix_where_one_is_needed(tiny_mo
         raise UserError(f"config.model.attention: {backend} knows no prefix.")
 
     model = tiny_model(pattern="local", window=4)  # the real check has passed it without a prefix
-    monkeypatch.setattr(pretraining, "check_backend", refuse)
+    monkeypatch.setattr("jaxllm.models.attention.check_backend", refuse)
     check_model(model, ObjectiveConfig())
     assert not asked
     with pytest.raises(UserError, match="knows no prefix"):

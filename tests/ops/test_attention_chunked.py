@@ -57,6 +57,29 @@ def test_a_block_that_one_row_of_a_group_needs_is_computed_for_all(in_order):
     assert end.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [0, 1, 4, 5, 6, 100])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_spans_are_the_blocks_that_a_row_of_one_document_needs(causal, window, prefix):
+    rule = Rule(causal=causal, window=window, soft_cap=0.0, scale=1.0, in_order=True)
+    positions, segment_ids = documents(16)
+    whole_row = jnp.full_like(positions, 16) if prefix else None
+    begin, end = bounds(rule, positions, segment_ids, whole_row)
+    spans = chunked._spans(rule, 16, BLOCK, prefix)
+    assert [(4 * b, 4 * e) for b, e in zip(begin.tolist(), end.tolist(), strict=True)] == list(
+        spans
+    )
+
+
+def test_long_rows_and_caches_are_not_written_out():
+    rule = Rule(causal=True, window=0, soft_cap=0.0, scale=1.0, in_order=True)
+    cache = Rule(causal=True, window=0, soft_cap=0.0, scale=1.0, in_order=False)
+    blocks = chunked._WRITTEN_OUT
+    assert len(chunked._spans(rule, blocks * BLOCK, BLOCK, False)) == blocks
+    assert chunked._spans(rule, (blocks + 1) * BLOCK, BLOCK, False) is None
+    assert chunked._spans(cache, BLOCK, BLOCK, False) is None
+
+
 def test_a_prefix_adds_the_blocks_that_it_shows():
     positions, segment_ids = documents(16, 16)
     rule = Rule(causal=True, window=0, soft_cap=0.0, scale=1.0, in_order=True)
@@ -68,6 +91,7 @@ def test_a_prefix_adds_the_blocks_that_it_shows():
 def test_blocks_of_another_document_are_never_read(in_order, monkeypatch):
     # Masked numbers that were read would still spoil sums: 0 · NaN is NaN.
     monkeypatch.setattr(chunked, "_CPU_BLOCK", BLOCK)
+    monkeypatch.setattr(chunked, "_WRITTEN_OUT", 0)
     positions, segment_ids = documents(16, 16)
     x = jax.random.normal(jax.random.key(0), (1, ROW, 2, 8))
 

@@ -2,11 +2,13 @@
 
 An online softmax and a backward pass from the log-sum-exp, as in FlashAttention-2 (Dao 2023,
 https://arxiv.org/abs/2307.08691), in plain JAX: memory is linear in the sequence, blocks that the
-mask empties are never computed, and one block of scores stays in the processor's cache.
+mask empties are never computed, and one block of scores stays in the processor's cache. In short
+rows each block of queries meets all its keys at once.
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,24 @@ from jaxllm.ops.products import PRODUCT
 # accelerators want work that is wide.
 _CPU_BLOCK, _CPU_MATRICES = 64, 16
 _DEVICE_BLOCK = 256
+# Up to so many blocks of queries are written out, each against all keys that its place in the row
+# lets it see: fewer and larger operations, but a program that grows with their number, and what
+# other documents empty is computed too.
+_WRITTEN_OUT = 4
+
+Spans = tuple[tuple[int, int], ...]
+
+
+class _Plan(NamedTuple):
+    """What is known when the program is made."""
+
+    rule: Rule
+    block: int
+    """Queries in a block."""
+    key_block: int
+    spans: Spans | None
+    """For each block of queries the first key that it may see and one past the last; None: which
+    blocks of keys it sees is found out from the mask."""
 
 
 def attend(
@@ -86,33 +106,46 @@ def _some_rows_at_a_time(
         )
     whole = padded(query, block), padded(key, key_block), padded(value, key_block), seen
     groups = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), whole)
-    out = jax.lax.map(lambda group: _attend(*group, (rule, block, key_block)), groups)
+    spans = _spans(rule, whole[0].shape[1], block, places.prefix is not None)
+    plan = _Plan(rule, block, key_block, spans)
+    out = jax.lax.map(lambda group: _attend(*group, plan), groups)
     return out.reshape(batch, -1, *out.shape[3:])[:, :seq]
 
 
+def _spans(rule: Rule, seq: int, block: int, prefix: bool) -> Spans | None:
+    """`_Plan.spans` for rows of `seq` tokens, which are whole blocks."""
+    if not rule.in_order or seq > _WRITTEN_OUT * block:
+        return None
+
+    def span(first: int) -> tuple[int, int]:
+        begin, end = 0, first + block if rule.causal and not prefix else seq
+        if rule.window:
+            begin = max(0, first - rule.window + 1) // block * block
+            end = min(end, -(-(first + block + rule.window - 1) // block) * block)
+        return begin, end
+
+    return tuple(span(first) for first in range(0, seq, block))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(
-    query: Array, key: Array, value: Array, seen: Range | Places, static: tuple[Rule, int, int]
-) -> Array:
-    """Attention of rows that consist of whole blocks; `static`: the rule and the block lengths."""
-    return _forward(query, key, value, seen, static)[0]
+def _attend(query: Array, key: Array, value: Array, seen: Range | Places, plan: _Plan) -> Array:
+    """Attention of rows that consist of whole blocks."""
+    return _forward(query, key, value, seen, plan)[0]
 
 
-def _forward(
-    query: Array, key: Array, value: Array, seen: Range | Places, static: tuple[Rule, int, int]
-) -> tuple:
-    rule, block, key_block = static
+def _forward(query: Array, key: Array, value: Array, seen: Range | Places, plan: _Plan) -> tuple:
+    rule, block = plan.rule, plan.block
     queries, keys, values = _grouped(query, key), jnp.moveaxis(key, 2, 1), jnp.moveaxis(value, 2, 1)
-    begin, end = block_bounds(seen, rule, block, key_block)
+    over_keys = _over_keys(plan, seen)
 
-    def one_block(i: Array) -> tuple[Array, Array]:
+    def one_block(i: Array | int) -> tuple[Array, Array]:
         mine, seen_here = _merged(queries, i, block), _queries_of(seen, i, block)
 
-        def one_pair(j: Array, carry: tuple) -> tuple:
+        def add(first: Array | int, length: int, carry: tuple) -> tuple:
             mixed, top, total = carry
-            their_keys, their_values = (_slice(x, j, key_block, axis=2) for x in (keys, values))
+            their_keys, their_values = (_slice(x, first, length, axis=2) for x in (keys, values))
             scores = capped(einsum("bkqd,bktd->bkqt", mine, their_keys), rule)
-            mask = _mask(seen_here, j, key_block, rule, mine.shape[2])
+            mask = _mask(seen_here, first, length, rule, mine.shape[2])
             scores = jnp.where(mask, scores, MASKED)
             new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
             weights, decay = jnp.exp(scores - new_top), jnp.exp(top - new_top)
@@ -126,89 +159,127 @@ def _forward(
             jnp.full((*shape, 1), MASKED, jnp.float32),
             jnp.zeros((*shape, 1), jnp.float32),
         )
-        mixed, top, total = jax.lax.fori_loop(begin[i], end[i], one_pair, start)
+        mixed, top, total = over_keys(i, add, start)
         total = jnp.where(total == 0, 1.0, total)  # a block whose queries see nothing at all
         return (mixed / total).astype(query.dtype), top + jnp.log(total)
 
-    mixed, log_sum_exp = jax.lax.map(one_block, jnp.arange(begin.size))
+    if plan.spans:
+        blocks = [one_block(i) for i in range(len(plan.spans))]
+        mixed, log_sum_exp = jax.tree.map(lambda *parts: jnp.stack(parts), *blocks)
+    else:
+        mixed, log_sum_exp = jax.lax.map(one_block, jnp.arange(queries.shape[3] // block))
     # Kept where layers are computed again, which would attend again otherwise.
     out = checkpoint_name(_by_position(mixed, block), PRODUCT)
     log_sum_exp = checkpoint_name(log_sum_exp, PRODUCT)
     return out, (query, key, value, seen, out, log_sum_exp)
 
 
-def _backward(static: tuple[Rule, int, int], saved: tuple, d_out: Array) -> tuple[Any, ...]:
-    rule, block, key_block = static
+def _backward(plan: _Plan, saved: tuple, d_out: Array) -> tuple[Any, ...]:
+    rule, block = plan.rule, plan.block
     query, key, value, seen, out, log_sum_exp = saved
     queries, keys, values = _grouped(query, key), jnp.moveaxis(key, 2, 1), jnp.moveaxis(value, 2, 1)
     out, d_out = _grouped(out, key), _grouped(d_out.astype(query.dtype), key)
     mean = mean_gradient(d_out, out)
-    begin, end = block_bounds(seen, rule, block, key_block)
+    over_keys = _over_keys(plan, seen)
 
-    def one_block(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], Array]:
+    def one_block(totals: tuple, i: Array | int) -> tuple[tuple, Array]:
         mine, d_mine, mean_here = (_merged(x, i, block) for x in (queries, d_out, mean))
         seen_here = _queries_of(seen, i, block)
+        # Turned here, behind a barrier, rather than by XLA in every product with them.
+        turned, d_turned = jax.lax.optimization_barrier(
+            (jnp.swapaxes(mine, 2, 3), jnp.swapaxes(d_mine, 2, 3))
+        )
 
-        def one_pair(j: Array, carry: tuple) -> tuple:
+        def add(first: Array | int, length: int, carry: tuple) -> tuple:
             d_keys, d_values, d_query = carry
-            their_keys, their_values = (_slice(x, j, key_block, axis=2) for x in (keys, values))
+            their_keys, their_values = (_slice(x, first, length, axis=2) for x in (keys, values))
             scores = capped(einsum("bkqd,bktd->bkqt", mine, their_keys), rule)
-            mask = _mask(seen_here, j, key_block, rule, mine.shape[2])
+            mask = _mask(seen_here, first, length, rule, mine.shape[2])
             weights = jnp.exp(jnp.where(mask, scores, MASKED) - log_sum_exp[i])
             d_weights = einsum("bkqd,bktd->bkqt", d_mine, their_values)
             d_scores = (weights * (d_weights - mean_here) * slope(scores, rule)).astype(key.dtype)
             d_query += einsum("bkqt,bktd->bkqd", d_scores, their_keys)
-            # [head_dim, keys]: the other way about turns the scores, and is slower.
-            d_keys = d_keys.at[j].add(einsum("bkqd,bkqt->bkdt", mine, d_scores))
+            d_keys = _add_at(d_keys, first, einsum("bkdq,bkqt->bkdt", turned, d_scores))
             weights = weights.astype(value.dtype)
-            d_values = d_values.at[j].add(einsum("bkqd,bkqt->bkdt", d_mine, weights))
+            d_values = _add_at(d_values, first, einsum("bkdq,bkqt->bkdt", d_turned, weights))
             return d_keys, d_values, d_query
 
-        start = (*carry, jnp.zeros(mine.shape, jnp.float32))
-        d_keys, d_values, d_query = jax.lax.fori_loop(begin[i], end[i], one_pair, start)
+        start = (*totals, jnp.zeros(mine.shape, jnp.float32))
+        d_keys, d_values, d_query = over_keys(i, add, start)
         return (d_keys, d_values), d_query.astype(query.dtype)
 
-    def zeros(x: Array) -> Array:
-        batch, kv_heads, length, width = x.shape
-        return jnp.zeros((length // key_block, batch, kv_heads, width, key_block), jnp.float32)
-
-    start = (zeros(keys), zeros(values))
-    (d_keys, d_values), d_query = jax.lax.scan(one_block, start, jnp.arange(begin.size))
-    # [blocks, batch, kv_heads, head_dim, block] -> [batch, keys, kv_heads, head_dim]
-    d_key, d_value = (
-        jnp.transpose(x, (1, 0, 4, 2, 3)).reshape(like.shape).astype(like.dtype)
-        for x, like in ((d_keys, key), (d_values, value))
-    )
+    # [batch, kv_heads, head_dim, keys]
+    totals = tuple(jnp.zeros_like(jnp.swapaxes(x, 2, 3), jnp.float32) for x in (keys, values))
+    if plan.spans:
+        blocks = []
+        for i in range(len(plan.spans)):
+            totals, d_query = one_block(totals, i)
+            blocks.append(d_query)
+        d_query = jnp.stack(blocks)
+    else:
+        totals, d_query = jax.lax.scan(one_block, totals, jnp.arange(queries.shape[3] // block))
+    d_key, d_value = (jnp.transpose(x, (0, 3, 1, 2)).astype(key.dtype) for x in totals)
     return _by_position(d_query, block), d_key, d_value, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
+def _over_keys(plan: _Plan, seen: Range | Places) -> Callable[..., tuple]:
+    """A function of the number of a block of queries, a body `(first, length, carry) -> carry` and
+    its first carry, that calls the body for all keys which the queries see."""
+    if plan.spans:
+        spans = plan.spans
+
+        def written_out(i: int, body: Callable[..., tuple], start: tuple) -> tuple:
+            begin, end = spans[i]
+            return body(begin, end - begin, start)
+
+        return written_out
+    begins, ends = block_bounds(seen, plan.rule, plan.block, plan.key_block)
+
+    def loop(i: Array, body: Callable[..., tuple], start: tuple) -> tuple:
+        def one_pair(j: Array, carry: tuple) -> tuple:
+            return body(j * plan.key_block, plan.key_block, carry)
+
+        return jax.lax.fori_loop(begins[i], ends[i], one_pair, start)
+
+    return loop
+
+
+def _add_at(total: Array, first: Array | int, part: Array) -> Array:
+    """`total` with `part` added to its last axis from `first` on."""
+    added = _slice(total, first, part.shape[-1], axis=3) + part
+    return jax.lax.dynamic_update_slice_in_dim(total, added, first, axis=3)
+
+
 def _mask(
-    seen: Range | Places, j: Array | int, key_block: int, rule: Rule, group_block: int
+    seen: Range | Places, first: Array | int, length: int, rule: Rule, group_block: int
 ) -> Bool[Array, "batch 1 group_block keys"]:
-    """What the queries of `seen`, once for each head of a group, see of the block `j` of keys."""
+    """What the queries of `seen`, once for each head of a group, see of `length` keys from the one
+    at `first` on."""
     if isinstance(seen, Range):
-        index = j * key_block + jnp.arange(key_block)
+        index = first + jnp.arange(length)
         mask = (index >= seen.first[..., None]) & (index <= seen.last[..., None])
     else:
-        here = (_slice(x, j, key_block, axis=1) for x in (seen.key_positions, seen.key_segment_ids))
+        here = (
+            _slice(x, first, length, axis=1) for x in (seen.key_positions, seen.key_segment_ids)
+        )
         positions, segment_ids = here
         mask = visible(seen._replace(key_positions=positions, key_segment_ids=segment_ids), rule)
     return jnp.tile(mask, (1, group_block // mask.shape[1], 1))[:, None]
 
 
-def _queries_of(seen: Range | Places, i: Array, block: int) -> Range | Places:
+def _queries_of(seen: Range | Places, i: Array | int, block: int) -> Range | Places:
     """`seen` of the block `i` of queries."""
     of_queries = ("first", "last", "query_positions", "query_segment_ids", "prefix")
     fields = seen._asdict().items()
     mine = {name: x for name, x in fields if name in of_queries and x is not None}
-    return seen._replace(**{name: _slice(x, i, block, axis=1) for name, x in mine.items()})
+    return seen._replace(**{name: _slice(x, i * block, block, axis=1) for name, x in mine.items()})
 
 
-def _slice(x: Array, i: Array | int, length: int, axis: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, i * length, length, axis)
+def _slice(x: Array, first: Array | int, length: int, axis: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, first, length, axis)
 
 
 def _grouped(x: Array, key: Array) -> Float[Array, "batch kv_heads group seq width"]:
@@ -217,10 +288,10 @@ def _grouped(x: Array, key: Array) -> Float[Array, "batch kv_heads group seq wid
 
 
 def _merged(
-    x: Float[Array, "batch kv_heads group seq width"], i: Array, block: int
+    x: Float[Array, "batch kv_heads group seq width"], i: Array | int, block: int
 ) -> Float[Array, "batch kv_heads group_block width"]:
     """Block `i` of the queries, those of a group in one row: products are of fewer dimensions."""
-    return _slice(x, i, block, axis=3).reshape(*x.shape[:2], -1, x.shape[-1])
+    return _slice(x, i * block, block, axis=3).reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 def _by_position(
