@@ -29,7 +29,7 @@ test test-all: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Large pages for what a step makes and frees; without them a step takes up to a tenth longer.
+# Large pages for what a step makes and frees: a few percent of its time (docs/performance.md).
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.installed  ## install, train a small model on this machine, write its report
 	@$(BIN)/python -m jaxllm.main --config=configs/pretrain.py --workdir=$(WORKDIR)

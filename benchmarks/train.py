@@ -8,7 +8,8 @@ what else the machine does hits all alike. The first of three is not counted: it
 and the caches taken. The model is a Llama of 8.5 M parameters (256 wide, 8 layers,
 4 heads, MLP of 704, vocabulary of 8,192, tied) on batches of 16 x 256 tokens, float32, AdamW.
 `products` are the products of that step with parameters, one after another, which all of them make;
-attention's own come on top. `--memory` sets glibc's allocator for every process alike.
+attention's own come on top. jaxllm sets glibc's allocator as it does when it trains
+(`jaxllm/host_memory.py`); `--memory` sets it by the environment, for every process alike.
 """
 
 import argparse
@@ -32,7 +33,6 @@ MEMORY: dict[str, dict[str, str]] = {
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(10**11),
-        "MALLOC_TOP_PAD_": str(10**9),
     },
 }
 
@@ -40,13 +40,13 @@ Step = Callable[[], None]
 
 
 def jaxllm_step() -> Step:
-    """A step of ours, in a process set up as `jaxllm.main` does on a CPU; it prints the temporaries
+    """A step of ours, in a process set up as for the stage `pretrain`; it prints the temporaries
     of its program to stderr."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxllm.host_memory import keep_freed_memory
+    from jaxllm.host_memory import keep_freed_memory_on_cpu
     from jaxllm.models.config import ModelConfig
     from jaxllm.models.families import architecture
     from jaxllm.models.transformer import SHARDING_RULES, init_params, param_shapes
@@ -56,7 +56,7 @@ def jaxllm_step() -> Step:
     from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
     from jaxllm.training.step import init_state, jit_step, make_train_step, state_shapes
 
-    keep_freed_memory()
+    keep_freed_memory_on_cpu()
     config = ModelConfig(layers=LAYERS, width=WIDTH, heads=HEADS, mlp_width=MLP)
     model = architecture(config, VOCAB)
     optimizer = make_optimizer(OptimizerConfig())

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from jaxllm import command_line
 from jaxllm import config as configuration
 from jaxllm.errors import Preempted, UserError
-from jaxllm.host_memory import computes_on_cpu, keep_freed_memory
 from jaxllm.preemption import end_on_signals
 
 STAGES = {
@@ -38,8 +37,6 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{__doc__}\nStages: {', '.join(STAGES)}. Fields: docs/configuration.md.")
         return 0
     end_on_signals()
-    if computes_on_cpu():
-        keep_freed_memory()
     try:
         run(*command_line.parse(arguments))
     except (UserError, Preempted) as error:

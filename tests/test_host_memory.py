@@ -1,22 +1,28 @@
-"""Memory that is freed is kept where the C library can be told so."""
+"""Memory that is freed is kept where the CPU computes and the C library can be told so."""
 
 import ctypes
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from jaxllm.host_memory import computes_on_cpu
+from jaxllm import host_memory
+from jaxllm.errors import UserError
+from jaxllm.host_memory import keep_freed_memory_on_cpu
+from jaxllm.stages import pretrain
 
-# Page faults of taking and freeing 64 MiB four times more, in MiB.
+# Page faults of taking and freeing 64 MiB four times more, in MiB. 41 is PR_SET_THP_DISABLE: with
+# large pages there would be few.
 PROGRAM = """
 import ctypes, resource, sys
-from jaxllm.host_memory import keep_freed_memory
+from jaxllm.host_memory import keep_freed_memory_on_cpu
 
-if sys.argv[1] == "kept":
-    assert keep_freed_memory()
 library, size = ctypes.CDLL(None), ctypes.c_size_t(2**26)
+library.prctl(41, 1, 0, 0, 0)
+if sys.argv[1] == "kept":
+    assert keep_freed_memory_on_cpu()
 library.malloc.restype = ctypes.c_void_p
 
 def use():
@@ -36,30 +42,58 @@ print(faults * resource.getpagesize() / 2**20)
 def touched_again(how):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     arguments = [sys.executable, "-c", PROGRAM, how]
+    environment["JAX_PLATFORMS"] = "cpu"
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
 @pytest.mark.skipif(
-    not hasattr(ctypes.CDLL(None), "mallopt") or not sys.platform.startswith("linux"),
-    reason="the C library is not glibc",
+    not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "mallopt"),
+    reason="the C library has no mallopt",
 )
 def test_freed_memory_is_used_again():
     assert touched_again("kept") < 16
     assert touched_again("given back") > 192  # else the line above shows nothing
 
 
+@pytest.fixture
+def settings(monkeypatch):
+    """What mallopt is asked for, of a C library that grants everything."""
+    asked = []
+    library = SimpleNamespace(mallopt=lambda *setting: asked.append(setting) or 1)
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", lambda name: library)
+    for name in host_memory._SET_BY_USER:
+        monkeypatch.delenv(name, raising=False)
+    return asked
+
+
 @pytest.mark.parametrize(
-    ("platforms", "plugins", "expected"),
+    ("platforms", "plugins", "libtpu", "expected"),
     [
-        ("cpu", ["xla_cuda12"], True),
-        ("cuda,cpu", [], False),
-        ("", [], True),
-        ("", ["xla_cuda12"], False),
+        ("cpu", ["xla_cuda12"], True, True),
+        ("cuda,cpu", [], False, False),
+        ("", [], False, True),
+        ("", ["xla_cuda12"], False, False),
+        ("", [], True, False),
     ],
 )
-def test_memory_is_kept_only_where_the_cpu_computes(platforms, plugins, expected, monkeypatch):
+def test_only_where_the_cpu_computes(platforms, plugins, libtpu, expected, monkeypatch, settings):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    monkeypatch.setattr("jaxllm.host_memory.entry_points", lambda group: plugins)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert computes_on_cpu() is expected
+    monkeypatch.setattr(host_memory, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(host_memory.importlib.util, "find_spec", lambda name: libtpu or None)
+    assert keep_freed_memory_on_cpu() is expected
+    assert bool(settings) is expected
+
+
+def test_what_the_user_has_set_stays(monkeypatch, settings):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    assert not keep_freed_memory_on_cpu()
+    assert not settings
+
+
+def test_pretraining_keeps_freed_memory(monkeypatch, settings):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(UserError, match="--workdir is missing"):
+        pretrain.run(pretrain.PretrainConfig(), None)
+    assert settings

@@ -70,7 +70,8 @@ class Attention(nn.Module):
             if config.rotary:
                 projected = rotate(projected, context.rotations[config.rotary])
                 if not config.head_norm:
-                    # To be kept in the product's place, which a norm would need besides.
+                    # Rotating is linear: its backward pass has no need of the product, and this is
+                    # kept in the place of it. A norm needs its input, and both would be kept.
                     projected = checkpoint_name(projected, PRODUCT)
             return projected
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 PRODUCT = "product"
-"""Name of what `model.remat=dots` keeps for the backward pass: the results of products."""
+"""Name of what `model.remat=dots` keeps for the backward pass: the results of products, or what
+is made of them at once where the products themselves are not needed."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -60,9 +61,17 @@ def _backward(
         preferred_element_type=jnp.dtype(reduction_dtype),
     )
     if turned:
-        # Behind a barrier: XLA would undo it, and take a slower product.
-        of_kernel = jax.lax.optimization_barrier(of_kernel).T
+        of_kernel = apart(of_kernel).T
     return of_x, of_kernel.astype(kernel.dtype)
+
+
+def apart(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x`, which stands between a product and a transposition of its operand or result.
+
+    XLA would fold the transposition into the product, and on a CPU take another library for that,
+    which is slower than to transpose in memory (docs/performance.md).
+    """
+    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
 
 
 product.defvjp(_forward, _backward)

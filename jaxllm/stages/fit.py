@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import optax
 from jax.sharding import Mesh
 
 from jaxllm import trees
 from jaxllm.checkpoints.checkpointer import Checkpointer
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.errors import UserError
-from jaxllm.objectives.objective import Objective, Params
+from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.planning.peaks import peak_flops
 from jaxllm.sharding.mesh import batch_shards
 from jaxllm.sharding.rules import Rules, with_shardings
@@ -106,15 +107,6 @@ def fit(
     trainable_shapes, frozen_shapes = trees.split(shapes, config.train.trainable)
     averaged = config.train.ema > 0
     state_layout = state_shapes(trainable_shapes, optimizer, rules, mesh, averaged)
-    step_function = make_train_step(
-        objective,
-        optimizer,
-        learning_rate_schedule(config.optimizer, config.steps),
-        micro_batches=config.micro_batches,
-        seed=config.seed,
-        factors=parse_factors(config.optimizer.learning_rates),
-        ema=config.train.ema,
-    )
     peak = config.log.peak_tflops * 1e12 or peak_flops(mesh.devices.flat[0].device_kind)
     with contextlib.ExitStack() as stack:
         checkpointer = Checkpointer(run.checkpoints, config.checkpoint.keep)
@@ -128,17 +120,11 @@ def fit(
         stack.enter_context(contextlib.closing(recorder))
         loop = Run(
             steps=config.steps,
-            step_function=jit_step(step_function, state_layout, mesh),
+            step_function=_step_function(config, objective, optimizer, state_layout, mesh),
             frozen=frozen,
             source=source,
             evaluate=lambda step, state: evaluate(step, state, frozen),
-            diagnose=lambda step, state, batch: first_non_finite(
-                objective,
-                state.params,
-                frozen,
-                batch,
-                row_keys(config.seed, step - 1, config.batch_size),
-            ),
+            diagnose=_diagnosis(config, objective, frozen),
             recorder=recorder,
             checkpointer=checkpointer,
             log=config.log,
@@ -151,6 +137,38 @@ def fit(
         )
         state, measured = train(loop, state)
     return state, frozen, measured
+
+
+def _step_function(
+    config: TrainingFields,
+    objective: Objective,
+    optimizer: optax.GradientTransformationExtraArgs,
+    layout: TrainState,
+    mesh: Mesh,
+) -> Any:
+    """The jitted train step."""
+    step = make_train_step(
+        objective,
+        optimizer,
+        learning_rate_schedule(config.optimizer, config.steps),
+        micro_batches=config.micro_batches,
+        seed=config.seed,
+        factors=parse_factors(config.optimizer.learning_rates),
+        ema=config.train.ema,
+    )
+    return jit_step(step, layout, mesh)
+
+
+def _diagnosis(
+    config: TrainingFields, objective: Objective, frozen: Params
+) -> Callable[[int, TrainState, Batch], str]:
+    """What names the first tensor of a step that is not finite."""
+
+    def diagnose(step: int, state: TrainState, batch: Batch) -> str:
+        keys = row_keys(config.seed, step - 1, config.batch_size)
+        return first_non_finite(objective, state.params, frozen, batch, keys)
+
+    return diagnose
 
 
 def _restored(

@@ -26,6 +26,7 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.evaluation.ngrams import MAX_TRAIN_TOKENS
 from jaxllm.evaluation.references import reference_scores
+from jaxllm.host_memory import keep_freed_memory_on_cpu
 from jaxllm.inference.generate import fitting, generate_text
 from jaxllm.models.config import ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
@@ -89,6 +90,7 @@ class PretrainConfig(TrainingFields, SamplingFields):
 def run(config: PretrainConfig, workdir: Path | None) -> None:
     """Prepares text and tokenizer, trains, evaluates, and writes samples, report and summary."""
     begin = time.monotonic()
+    keep_freed_memory_on_cpu()
     if workdir is None:
         raise UserError("--workdir is missing: give the directory that the run is to be kept in.")
     directory = RunDirectory(workdir)

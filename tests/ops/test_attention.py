@@ -298,8 +298,13 @@ def test_queries_that_see_nothing_have_finite_results_and_gradients(backend, in_
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-@pytest.mark.parametrize("backend", ["xla", "chunked"])
-def test_products_are_in_bfloat16_and_accumulate_in_float32(backend, in_order, all_equations):
+@pytest.mark.parametrize("backend", PLAIN)
+def test_products_are_in_bfloat16_and_accumulate_in_float32(
+    backend, in_order, all_equations, monkeypatch
+):
+    if backend == IN_LOOPS:
+        backend = "chunked"
+        monkeypatch.setattr(chunked, "_WRITTEN_OUT", 0)
     arrays, options, _ = scene(0, 2, 13, heads=(4, 2), in_order=in_order)
     static = {name: x for name, x in options.items() if not isinstance(x, np.ndarray)}
     places = {name: jnp.asarray(x) for name, x in options.items() if isinstance(x, np.ndarray)}
@@ -320,6 +325,16 @@ def test_products_are_in_bfloat16_and_accumulate_in_float32(backend, in_order, a
     exponentials = [e for e in equations if e.primitive.name == "exp"]
     assert exponentials
     assert {str(e.outvars[0].aval.dtype) for e in exponentials} == {"float32"}
+
+
+@pytest.mark.parametrize("backend", PLAIN)
+def test_gradients_have_the_dtypes_of_their_inputs(backend):
+    arrays, options, _ = scene(0, 2, 13)
+    for dtypes in (("bfloat16", "bfloat16", "float32"), ("float32", "float32", "bfloat16")):
+        inputs = [x.astype(dtype) for x, dtype in zip(arrays[:3], dtypes, strict=True)]
+        cotangent = arrays[3].astype(dtypes[0])
+        results = value_and_gradients(backend, (*inputs, cotangent), options)
+        assert [str(x.dtype) for x in results] == [dtypes[0], *dtypes]
 
 
 CAUSAL = {

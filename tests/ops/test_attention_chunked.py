@@ -91,7 +91,7 @@ def test_a_prefix_adds_the_blocks_that_it_shows():
 def test_blocks_of_another_document_are_never_read(in_order, monkeypatch):
     # Masked numbers that were read would still spoil sums: 0 · NaN is NaN.
     monkeypatch.setattr(chunked, "_CPU_BLOCK", BLOCK)
-    monkeypatch.setattr(chunked, "_WRITTEN_OUT", 0)
+    monkeypatch.setattr(chunked, "_WRITTEN_OUT", 0)  # where blocks are not left out
     positions, segment_ids = documents(16, 16)
     x = jax.random.normal(jax.random.key(0), (1, ROW, 2, 8))
 

@@ -3,7 +3,8 @@
 An online softmax and a backward pass from the log-sum-exp, as in FlashAttention-2 (Dao 2023,
 https://arxiv.org/abs/2307.08691), in plain JAX: memory is linear in the sequence, blocks that the
 mask empties are never computed, and one block of scores stays in the processor's cache. In short
-rows each block of queries meets all its keys at once.
+rows each block of queries meets at once all keys that causality and the window let it see, those of
+other documents masked.
 """
 
 import functools
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxllm.ops.attention.kernels import on_each_shard, padded
 from jaxllm.ops.attention.visibility import MASKED, Places, Range, Rule, visible, visible_range
 from jaxllm.ops.attention.xla import capped, einsum, mean_gradient, slope
-from jaxllm.ops.products import PRODUCT
+from jaxllm.ops.products import PRODUCT, apart
 
 # On a CPU small blocks of few matrices at a time stay in its cache (docs/attention.md);
 # accelerators want work that is wide.
@@ -163,7 +164,7 @@ def _forward(query: Array, key: Array, value: Array, seen: Range | Places, plan:
         total = jnp.where(total == 0, 1.0, total)  # a block whose queries see nothing at all
         return (mixed / total).astype(query.dtype), top + jnp.log(total)
 
-    if plan.spans:
+    if plan.spans is not None:
         blocks = [one_block(i) for i in range(len(plan.spans))]
         mixed, log_sum_exp = jax.tree.map(lambda *parts: jnp.stack(parts), *blocks)
     else:
@@ -185,10 +186,7 @@ def _backward(plan: _Plan, saved: tuple, d_out: Array) -> tuple[Any, ...]:
     def one_block(totals: tuple, i: Array | int) -> tuple[tuple, Array]:
         mine, d_mine, mean_here = (_merged(x, i, block) for x in (queries, d_out, mean))
         seen_here = _queries_of(seen, i, block)
-        # Turned here, behind a barrier, rather than by XLA in every product with them.
-        turned, d_turned = jax.lax.optimization_barrier(
-            (jnp.swapaxes(mine, 2, 3), jnp.swapaxes(d_mine, 2, 3))
-        )
+        turned, d_turned = (apart(jnp.swapaxes(x, 2, 3)) for x in (mine, d_mine))
 
         def add(first: Array | int, length: int, carry: tuple) -> tuple:
             d_keys, d_values, d_query = carry
@@ -210,7 +208,7 @@ def _backward(plan: _Plan, saved: tuple, d_out: Array) -> tuple[Any, ...]:
 
     # [batch, kv_heads, head_dim, keys]
     totals = tuple(jnp.zeros_like(jnp.swapaxes(x, 2, 3), jnp.float32) for x in (keys, values))
-    if plan.spans:
+    if plan.spans is not None:
         blocks = []
         for i in range(len(plan.spans)):
             totals, d_query = one_block(totals, i)
@@ -218,7 +216,10 @@ def _backward(plan: _Plan, saved: tuple, d_out: Array) -> tuple[Any, ...]:
         d_query = jnp.stack(blocks)
     else:
         totals, d_query = jax.lax.scan(one_block, totals, jnp.arange(queries.shape[3] // block))
-    d_key, d_value = (jnp.transpose(x, (0, 3, 1, 2)).astype(key.dtype) for x in totals)
+    d_key, d_value = (
+        jnp.transpose(total, (0, 3, 1, 2)).astype(like.dtype)
+        for total, like in zip(totals, (key, value), strict=True)
+    )
     return _by_position(d_query, block), d_key, d_value, None
 
 
@@ -228,7 +229,7 @@ _attend.defvjp(_forward, _backward)
 def _over_keys(plan: _Plan, seen: Range | Places) -> Callable[..., tuple]:
     """A function of the number of a block of queries, a body `(first, length, carry) -> carry` and
     its first carry, that calls the body for all keys which the queries see."""
-    if plan.spans:
+    if plan.spans is not None:
         spans = plan.spans
 
         def written_out(i: int, body: Callable[..., tuple], start: tuple) -> tuple:
