@@ -13,13 +13,12 @@ attention's own come on top. jaxllm sets glibc's allocator as it does when it tr
 """
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
+
+from in_turn import Step, measure, work
 
 BATCH, SEQ, WIDTH, LAYERS, HEADS, MLP, VOCAB = 16, 256, 256, 8, 4, 704, 8192
 TOKENS = BATCH * SEQ
@@ -35,8 +34,6 @@ MEMORY: dict[str, dict[str, str]] = {
         "MALLOC_TRIM_THRESHOLD_": str(10**11),
     },
 }
-
-Step = Callable[[], None]
 
 
 def jaxllm_step() -> Step:
@@ -197,38 +194,6 @@ STEPS: dict[str, Callable[[], Step]] = {
 }
 
 
-def work(name: str) -> None:
-    """A competitor: makes three steps for every line it is given, and answers with the seconds of
-    the last two."""
-    run = STEPS[name]()
-    for _ in range(3):
-        run()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        run()
-        seconds = []
-        for _ in range(2):
-            begin = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - begin)
-        print(json.dumps(seconds), flush=True)
-
-
-def start(name: str, memory: str) -> subprocess.Popen:
-    """The process of a competitor, compiled and warm."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--worker", name],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | MEMORY[memory],
-    )
-    assert process.stdout is not None
-    if process.stdout.readline().strip() != "ready":
-        raise SystemExit(f"{name} ended with {process.wait()} before its first step; see above")
-    return process
-
-
 def main() -> None:
     """Prints medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -238,7 +203,7 @@ def main() -> None:
     parser.add_argument("--worker", choices=STEPS)
     options = parser.parse_args()
     if options.worker:
-        work(options.worker)
+        work(STEPS[options.worker]())
         return
 
     from jaxllm.reporting.tables import print_table
@@ -246,19 +211,7 @@ def main() -> None:
     names = options.only.split(",")
     if unknown := [name for name in names if name not in STEPS]:
         parser.error(f"--only: {', '.join(unknown)} is unknown; there are {', '.join(STEPS)}")
-    workers = {name: start(name, options.memory) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(options.turns):
-        for name, process in workers.items():
-            assert process.stdin is not None and process.stdout is not None
-            time.sleep(0.2)  # threads that spin for more work come to rest
-            process.stdin.write("\n")
-            process.stdin.flush()
-            seconds[name] += json.loads(process.stdout.readline())
-    for process in workers.values():
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
+    seconds = measure(__file__, names, options.turns, MEMORY[options.memory])
     ours = statistics.median(seconds[names[0]])
     rows = [
         (

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from jaxllm.inference.generate import Sampling
+from jaxllm.inference.requests import Sampling
 from jaxllm.inference.trained import TrainedModel, load_trained
 from jaxllm.main import run
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
@@ -28,13 +28,15 @@ class Model:
     trained: TrainedModel
     mesh: Mesh
 
-    def generate(self, prompts: Sequence[str], *, seed: int = 0, **sampling: float) -> list[str]:
+    def generate(
+        self, prompts: Sequence[str], *, seed: int = 0, **sampling: float | tuple[str, ...]
+    ) -> list[str]:
         """Continues each prompt.
 
         Args:
             prompts: each is read as the beginning of a document.
             seed: of the draws; the same seed gives the same text.
-            **sampling: fields of `jaxllm.inference.generate.Sampling`.
+            **sampling: fields of `jaxllm.inference.requests.Sampling`.
 
         Returns:
             The continuations, without the prompts.

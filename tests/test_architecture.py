@@ -16,6 +16,7 @@ FLOORS = [
     {"reporting"},
     {"ops"},
     {"models"},
+    {"conversion"},
     {"checkpoints"},
     {"objectives"},
     {"inference"},

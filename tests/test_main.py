@@ -1,5 +1,6 @@
 """The command as a user meets it: each mistake is one clear line and exit code 2."""
 
+import io
 import json
 import os
 import signal
@@ -127,7 +128,9 @@ def test_a_missing_work_directory_is_told(refused):
 
 @pytest.mark.parametrize("stage", ["generate", "evaluate"])
 def test_a_missing_or_wrong_init_is_told(refused, tmp_path, stage):
-    assert refused(stage=stage) == "config.init: give the run directory of a trained model."
+    assert refused(stage=stage) == (
+        "config.init: give the run directory or Hugging Face folder of a model."
+    )
     wrong = refused(f"--config.init={tmp_path}", stage=stage)
     assert wrong.startswith(f"{tmp_path}: is no run directory")
 
@@ -220,3 +223,30 @@ def test_the_real_process_ends_with_the_same_code_and_line(config_file):
     assert process.stderr == (
         "jaxllm: config.stepz: there is no such field; did you mean config.steps?\n"
     )
+
+
+@pytest.mark.parametrize(("flush", "buffered"), [(True, True), (False, True), (False, False)])
+def test_an_output_that_nobody_reads_ends_the_program_quietly(
+    config_file, capsys, monkeypatch, flush, buffered
+):
+    def run(config, workdir):
+        print("for nobody", flush=flush)
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    binary = os.fdopen(writing, "wb", -1 if buffered else 0)
+    with io.TextIOWrapper(binary, write_through=not buffered) as output:
+        # Leaving it flushes, as the end of Python does.
+        monkeypatch.setattr(module, "run", run)
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main([f"--config={config_file()}"]) == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_another_broken_pipe_passes_through(config_file, monkeypatch):
+    def run(config, workdir):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(module, "run", run)
+    with pytest.raises(BrokenPipeError):
+        main([f"--config={config_file()}"])

@@ -1,14 +1,20 @@
-"""Loading what an earlier run made: its model, parameters and tokenizer."""
+"""Loading a model, its parameters and tokenizer: what an earlier run made, or published weights.
+
+Wherever a run directory is given, a folder of published weights in the Hugging Face format can be.
+"""
 
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from jaxllm import config as configuration
 from jaxllm.checkpoints.checkpointer import Checkpointer
 from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.conversion.configuration import check_is_model, is_published, read_config
+from jaxllm.conversion.reading import published_dtype, read_params
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
@@ -24,43 +30,72 @@ class LoadedModel(NamedTuple):
     params: dict[str, Any]
     tokenizer: Tokenizer
     step: int
+    """Updates that the run has made; 0 for published weights."""
+    context: int
+    """Tokens that the model is made for or, where that has no limit, that it was trained on at
+    once; 0: neither is known."""
 
 
 def load_model(
     path: str | Path, mesh: Mesh, model_config: ModelConfig | None = None
 ) -> LoadedModel:
-    """The newest readable checkpoint of the run directory at `path`, laid out over `mesh`.
+    """The model at `path`, laid out over `mesh`; of a run, its newest readable checkpoint.
+
+    Published weights that are all bfloat16 are kept so on an accelerator, where products are of
+    bfloat16 anyhow; all others, and with a `model_config`, as its `param_dtype` says.
 
     Of a run that averages its parameters (`train.ema`), the checkpoint gives the average.
 
     Args:
-        path: the run directory.
+        path: a run directory, or a folder of published weights.
         mesh: the devices.
-        model_config: of the run's shape, whatever else differs; None: as the run recorded it, but
-            computed in the way that suits this machine.
+        model_config: of the model's shape, whatever else differs; None: as it was recorded or
+            published, but computed in the way that suits this machine.
 
     Raises:
-        UserError: there is no such run, or it has no checkpoint yet.
+        UserError: there is no such model, the run has no checkpoint yet, or the weights are not
+            those that their configuration describes.
     """
-    run = RunDirectory(path)
     # Another machine may lack the run's attention backend, and only training needs `remat`.
-    recorded = dataclasses.replace(model_config_of(run), attention="auto", remat="none")
-    tokenizer = load_tokenizer(run.tokenizer)
+    recorded = dataclasses.replace(model_config_of(path), attention="auto", remat="none")
+    if model_config is None and is_published(path) and jax.default_backend() != "cpu":
+        recorded = dataclasses.replace(recorded, param_dtype=published_dtype(path))
+    tokenizer = load_tokenizer(tokenizer_path(path))
     model = architecture(model_config or recorded, tokenizer.vocab_size)
-    shapes = with_shardings(param_shapes(model), SHARDING_RULES, mesh)
-    if not run.checkpoints.is_dir():
-        raise UserError(f"{run.path}: the run has no checkpoint yet; let it train longer.")
-    checkpointer = Checkpointer(run.checkpoints, keep=1, read_only=True)
-    try:
-        restored = checkpointer.restore_params(shapes)
-    finally:
-        checkpointer.close()
+    if is_published(path):
+        return LoadedModel(model, read_params(path, model, mesh), tokenizer, 0, model.max_positions)
+    run = RunDirectory(path)
+    step, params = _newest_params(run, with_shardings(param_shapes(model), SHARDING_RULES, mesh))
+    trained_on = run.config().get("data", {}).get("seq_len", 0)
+    return LoadedModel(model, params, tokenizer, step, model.max_positions or trained_on)
+
+
+def model_config_of(path: str | Path) -> ModelConfig:
+    """The configuration of the model at `path`, as the run recorded it or as it was published.
+
+    Raises:
+        UserError: there is no such model, or a published one that none of ours can be.
+    """
+    check_is_model(path)
+    if is_published(path):
+        return read_config(path)
+    return configuration.from_dict(ModelConfig, RunDirectory(path).group("model"), "model")
+
+
+def tokenizer_path(path: str | Path) -> Path:
+    """Where the tokenizer of the model at `path` is."""
+    return Path(path) if is_published(path) else RunDirectory(path).tokenizer
+
+
+def _newest_params(run: RunDirectory, shapes: Any) -> tuple[int, dict[str, Any]]:
+    """The step and the parameters of the newest readable checkpoint."""
+    restored = None
+    if run.checkpoints.is_dir():
+        checkpointer = Checkpointer(run.checkpoints, keep=1, read_only=True)
+        try:
+            restored = checkpointer.restore_params(shapes)
+        finally:
+            checkpointer.close()
     if restored is None:
         raise UserError(f"{run.path}: the run has no checkpoint yet; let it train longer.")
-    step, params = restored
-    return LoadedModel(model, params, tokenizer, step)
-
-
-def model_config_of(run: RunDirectory) -> ModelConfig:
-    """The model's configuration as the run recorded it."""
-    return configuration.from_dict(ModelConfig, run.group("model"), "model")
+    return restored

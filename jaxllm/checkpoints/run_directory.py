@@ -52,6 +52,10 @@ class RunDirectory:
         return self.path / "summary.json"
 
     @property
+    def items(self) -> Path:
+        return self.path / "items.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
@@ -60,7 +64,8 @@ class RunDirectory:
         return self.path / "tensorboard"
 
     def open(self, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
-        """Makes the directory; in one that holds a run, checks that the configuration agrees.
+        """Makes the directory; in one that holds a run, checks that the configuration agrees, and
+        in any other, that nobody's files would be written over.
 
         Args:
             config: the resolved configuration.
@@ -69,12 +74,15 @@ class RunDirectory:
 
         Raises:
             UserError: the directory is of a run with another configuration (the difference is
-                shown), or something else stands there.
+                shown), or of none and holds what a run writes once it has begun; or something else
+                stands there.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path}: is a file; give a directory.")
         if self.config_path.exists():
             self._check_unchanged(config, defaults or {})
+        elif self.path.exists():
+            self._check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -148,6 +156,19 @@ class RunDirectory:
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"--workdir={self.path}: cannot be written ({error.strerror}).")
+
+    def _check_free(self) -> None:
+        """What stands here before `begin` may be left by a run that was cut off while it prepared
+        its data or tokenizer; files that are written after it are not."""
+        files = (self.metrics, self.samples, self.summary, self.items, self.report)
+        taken = [path.name for path in files if path.exists()]
+        if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
+            taken.append(f"{self.checkpoints.name}/")
+        if taken:
+            raise UserError(
+                f"--workdir={self.path}: has {', '.join(taken)} and no config.json, so it holds no "
+                "run, and this one would write over what is there; give another --workdir."
+            )
 
     def _check_unchanged(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         recorded, now = configuration.flatten(self.config()), configuration.flatten(config)

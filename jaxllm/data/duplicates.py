@@ -12,6 +12,8 @@ import numpy as np
 from datasketch import MinHash
 from jaxtyping import UInt32
 
+from jaxllm.data.words import UNSPACED
+
 Signature = UInt32[np.ndarray, " permutations"]
 
 SIGNATURE_VERSION = 2
@@ -22,10 +24,8 @@ _BANDS = 16  # of 4 values: a pair of similarity 0.8 shares a band with probabil
 _WORDS_PER_SHINGLE = 5
 _SHINGLES_AT_ONCE = 1 << 15  # bounds the memory that one long text takes
 
-# Scripts written without spaces count each character as a word.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# So does each sign, of which code and sums are made.
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+# Each sign counts as a word, of which code and sums are made.
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
 
 
 class NearDuplicates:

@@ -1,40 +1,62 @@
 """A trained model with the objective of its training, so that it is used as it has learnt to be."""
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from jax.sharding import Mesh
 
 from jaxllm.checkpoints.load import LoadedModel, load_model
-from jaxllm.checkpoints.run_directory import RunDirectory
-from jaxllm.inference.generate import Sampling, generate_text
+from jaxllm.inference.engine import Engine
+from jaxllm.inference.requests import Completion, Request, Sampling
 from jaxllm.objectives.pretraining import KINDS, ObjectiveConfig, objective_config_of
 
 
-class TrainedModel(NamedTuple):
-    """What a run has made; from `load_trained`."""
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """What a run has made, or published weights; from `load_trained`. Its mesh must be set."""
 
     loaded: LoadedModel
     objective: ObjectiveConfig
+    slots: int = 32
+    """Texts written at once."""
 
-    def generate(self, prompts: Sequence[str], sampling: Sampling, seed: int = 0) -> list[str]:
-        """Continues each prompt, as `generate_text` does; the mesh must be set.
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What writes.
 
         Raises:
-            UserError: the model cannot write, or has too few positions.
+            UserError: the model sees both ways, and cannot write.
         """
-        model, params, tokenizer, _ = self.loaded
-        prefix = KINDS[self.objective.kind].prompt_is_prefix
-        return generate_text(
-            model, params, tokenizer, prompts, sampling, seed, prompt_is_prefix=prefix
+        loaded = self.loaded
+        return Engine(
+            loaded.model,
+            loaded.params,
+            loaded.tokenizer,
+            context=loaded.context,
+            slots=self.slots,
+            prompt_is_prefix=KINDS[self.objective.kind].prompt_is_prefix,
         )
 
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """As `Engine.complete`."""
+        return self.engine.complete(requests)
 
-def load_trained(path: str | Path, mesh: Mesh) -> TrainedModel:
-    """The model of the run directory at `path`, as `load_model` gives it, and its objective.
+    def stream(self, request: Request) -> Iterator[str]:
+        """As `Engine.stream`."""
+        return self.engine.stream(request)
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling, seed: int = 0) -> list[str]:
+        """As `Engine.generate`."""
+        return self.engine.generate(prompts, sampling, seed)
+
+
+def load_trained(path: str | Path, mesh: Mesh, slots: int = 32) -> TrainedModel:
+    """The model at `path`, a run directory or a folder of published weights, as `load_model` gives
+    it, and its objective.
 
     Raises:
-        UserError: there is no such run, or it has no checkpoint yet.
+        UserError: as `load_model`.
     """
-    return TrainedModel(load_model(path, mesh), objective_config_of(RunDirectory(path)))
+    return TrainedModel(load_model(path, mesh), objective_config_of(path), slots)

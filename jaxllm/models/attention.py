@@ -7,11 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Key
 
 from jaxllm.models.config import AttentionConfig, DTypes, LatentAttentionConfig
+from jaxllm.models.kv_cache import KeyValue, slot_positions, written
 from jaxllm.models.parts import Linear, Norm
 from jaxllm.ops.attention import attention, check_backend
+from jaxllm.ops.attention.cached import attend_to_cache
+from jaxllm.ops.attention.visibility import Places, Rule
 from jaxllm.ops.products import PRODUCT
 from jaxllm.ops.rotary import RotaryConfig, Rotation, rotate
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
@@ -32,13 +35,6 @@ class Context(NamedTuple):
     """A key a row; None: nothing is dropped."""
 
 
-class KeyValue(NamedTuple):
-    """Keys and values of one layer for each position, of one segment (a cache)."""
-
-    key: Float[Array, "... keys kv_heads head_dim"]
-    value: Float[Array, "... keys kv_heads head_dim"]
-
-
 class Attention(nn.Module):
     """Grouped-query self-attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245)."""
 
@@ -54,7 +50,7 @@ class Attention(nn.Module):
         context: Context,
         cache: KeyValue | None = None,
     ) -> tuple[Float[Array, "batch seq embed"], KeyValue | None]:
-        """Attends within `x`, or, with a cache, writes into it at `positions` and attends to it."""
+        """Attends within `x`, or, with a cache, writes into it and attends to what it holds."""
         config = self.config
         batch, seq, embed = x.shape
 
@@ -78,12 +74,11 @@ class Attention(nn.Module):
         query, key = placed("query", config.heads), placed("key", config.kv_heads)
         value = heads("value", config.kv_heads)
         if cache is not None:
-            cache = KeyValue(
-                key=written(cache.key, key, context.positions),
-                value=written(cache.value, value, context.positions),
-            )
-            key, value = cache
-        mixed = attend(config, query, key, value, context, cached=cache is not None)
+            places = (context.positions, context.segment_ids)
+            cache = KeyValue(written(cache.key, key, *places), written(cache.value, value, *places))
+            mixed = attend_from(config, query, *cache, context)
+        else:
+            mixed = attend(config, query, key, value, context)
         mixed = mixed.reshape(batch, seq, config.heads * config.head_dim)
         output = Linear(embed, self.dtypes, config.output_bias, self.zero_init, name="output")
         return output(mixed), cache
@@ -115,56 +110,49 @@ def check_attention(
     )
 
 
-def written(
-    slots: Shaped[Array, "batch keys ..."],
-    values: Shaped[Array, "batch seq ..."],
-    positions: Int[Array, "batch seq"],
-) -> Shaped[Array, "batch keys ..."]:
-    """A part of a cache with `values` in the slots of their positions."""
-    rows = jnp.arange(values.shape[0])[:, None]
-    return slots.at[rows, positions].set(values.astype(slots.dtype))
-
-
-def _cache_backend(queries: int) -> str:
-    """The attention backend for a cache: kernels are for whole rows, and scores of a whole prompt
-    against every slot would take memory quadratic in its length."""
-    return "chunked" if queries >= 128 else "xla"
-
-
 def attend(
     config: AttentionConfig | LatentAttentionConfig,
     query: Float[Array, "batch seq heads head_dim"],
-    key: Float[Array, "batch keys kv_heads head_dim"],
-    value: Float[Array, "batch keys kv_heads value_dim"],
+    key: Float[Array, "batch seq kv_heads head_dim"],
+    value: Float[Array, "batch seq kv_heads value_dim"],
     context: Context,
-    *,
-    cached: bool,
 ) -> Float[Array, "batch seq heads value_dim"]:
-    """Attention as a layer configures it.
-
-    Args:
-        config: scale, window and so on; the sizes of heads are those of the arrays.
-        query: of the tokens that `context` places.
-        key, value: of the same tokens, or, where `cached`, of a cache: slots that are the
-            positions of segment 1.
-    """
-    key_positions, key_segment_ids = context.positions, context.segment_ids
-    if cached:
-        key_positions = jnp.broadcast_to(jnp.arange(key.shape[1]), key.shape[:2])
-        key_segment_ids = jnp.ones_like(key_positions)
+    """Attention among the tokens that `context` places, as a layer configures it; the sizes of
+    heads are those of the arrays."""
     return attention(
         query,
         key,
         value,
         query_positions=context.positions,
-        key_positions=key_positions,
+        key_positions=context.positions,
         query_segment_ids=context.segment_ids,
-        key_segment_ids=key_segment_ids,
+        key_segment_ids=context.segment_ids,
         prefix=context.prefix,
         causal=config.causal,
         window=config.window,
         soft_cap=config.soft_cap,
         scale=config.scale,
-        in_order=not cached,
-        backend=_cache_backend(query.shape[1]) if cached else config.backend,
+        in_order=True,
+        backend=config.backend,
     )
+
+
+def attend_from(
+    config: AttentionConfig | LatentAttentionConfig,
+    query: Float[Array, "batch seq heads head_dim"],
+    key: Float[Array, "batch kv_heads slots head_dim"],
+    value: Float[Array, "batch kv_heads slots value_dim"],
+    context: Context,
+) -> Float[Array, "batch seq heads value_dim"]:
+    """The same to what a cache holds once the tokens are written in."""
+    held = slot_positions(context.positions, context.segment_ids, key.shape[2])
+    # A slot that holds nothing yet is of no segment.
+    places = Places(
+        context.positions,
+        held,
+        jnp.ones_like(context.positions),
+        (held >= 0).astype(jnp.int32),
+        context.prefix,
+    )
+    rule = Rule(config.causal, config.window, config.soft_cap, config.scale, in_order=False)
+    return attend_to_cache(query, key, value, places, rule)

@@ -12,7 +12,7 @@ from jaxllm.ops.rotary import RopeScaling, RotaryConfig
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The Transformer to build; the vocabulary's size comes from the tokenizer.
+    """The Transformer to build.
 
     A field that says "the family's" has another default in each family: docs/models.md.
     """
@@ -20,6 +20,8 @@ class ModelConfig:
     family: str = "llama"
     """Architecture: `llama`, `gpt2`, `mistral`, `qwen2`, `qwen3`, `gemma2`, `gemma3`, `mixtral`,
     `qwen3_moe`."""
+    vocab_size: int = 0
+    """Rows of the embedding, at least as many as the tokenizer has tokens; 0: as many."""
     layers: int = 4
     """Transformer layers."""
     width: int = 256
@@ -47,8 +49,9 @@ class ModelConfig:
     positions: str = ""
     """How positions are told: `rotary`, `learned`, `sinusoidal` (as large as the embedded tokens
     at the start), `none`; empty: the family's."""
-    max_positions: int = 1024
-    """Length of the table of `learned` positions; longer rows are refused."""
+    max_positions: int = 0
+    """Positions that the model is made for, whatever their kind; longer rows are refused. 0: 1,024
+    where they are learned, else no limit."""
     rope_theta: float = 0.0
     """Base of the rotary position frequencies; 0: the family's."""
     rope_local_theta: float = 0.0
@@ -103,7 +106,7 @@ class ModelConfig:
     `splash`: docs/attention.md."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "max_positions"):
+        for name in ("layers", "width", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, and was given {getattr(self, name)}")
         for name in _NOT_NEGATIVE:
@@ -148,6 +151,8 @@ class ModelConfig:
 
 
 _NOT_NEGATIVE = (
+    "vocab_size",
+    "max_positions",
     "kv_heads",
     "head_dim",
     "latent_width",
@@ -308,12 +313,15 @@ class TransformerConfig:
     """A Transformer, whole."""
 
     vocab_size: int
+    """Rows of the embedding; the tokenizer may have fewer tokens."""
     width: int
     stacks: tuple[StackConfig, ...]
     norm: NormConfig
     tied: bool
     embedding_scale: float
     """Embedded tokens are multiplied by it."""
+    max_positions: int
+    """Positions that it is made for; 0: there is no limit."""
     learned_positions: int
     """Length of the table of learned positions; 0: there is none."""
     sinusoidal: bool

@@ -116,36 +116,82 @@ FAMILIES: dict[str, Family] = {
 
 
 def architecture(config: ModelConfig, vocab_size: int) -> TransformerConfig:
-    """The Transformer that `config` describes, for a vocabulary of `vocab_size`.
+    """The Transformer that `config` describes, for a tokenizer of `vocab_size` tokens.
 
     Raises:
         UserError: an unknown family, activation or attention backend (the known ones are
-            listed), options that do not go together, or one that would change nothing.
+            listed), options that do not go together, one that would change nothing, or fewer
+            rows of the embedding than tokens.
+    """
+    whole = completed(config)
+    family = FAMILIES[config.family]
+    if whole.attention not in BACKENDS:
+        raise _unknown("attention", whole.attention, BACKENDS)
+    if whole.activation not in ACTIVATIONS:
+        raise _unknown("activation", whole.activation, ACTIVATIONS)
+    _check_used(config, whole)
+    if 0 < whole.vocab_size < vocab_size:
+        raise UserError(
+            f"config.model.vocab_size: {whole.vocab_size:,} rows of the embedding are fewer than "
+            f"the {vocab_size:,} tokens of the tokenizer; give the tokenizer of this model."
+        )
+    pattern = whole.pattern.split(",")
+    layers = {kind: _layer(whole, family, local=kind == "local") for kind in pattern}
+    return TransformerConfig(
+        vocab_size=whole.vocab_size or vocab_size,
+        width=whole.width,
+        stacks=_stacks(tuple(layers[kind] for kind in pattern), whole.layers),
+        norm=_norm(whole, family),
+        tied=whole.tied,
+        embedding_scale=whole.width**0.5 if family.scaled_embedding else 1.0,
+        max_positions=whole.max_positions,
+        learned_positions=whole.max_positions if whole.positions == "learned" else 0,
+        sinusoidal=whole.positions == "sinusoidal",
+        embedding_dropout=whole.embedding_dropout,
+        logit_soft_cap=whole.logit_soft_cap,
+        dtypes=DTypes(whole.param_dtype, _compute_dtype(whole.dtype), whole.reduction_dtype),
+        remat=whole.remat,
+    )
+
+
+def completed(config: ModelConfig) -> ModelConfig:
+    """`config` with its family's values in the place of "the family's", and every size that
+    follows from another one told.
+
+    What needs no value keeps its default: a window where no layer is local, the size of the
+    vocabulary.
+
+    Raises:
+        UserError: the family is unknown.
     """
     if config.family not in FAMILIES:
         raise _unknown("family", config.family, FAMILIES)
-    if config.attention not in BACKENDS:
-        raise _unknown("attention", config.attention, BACKENDS)
     family = FAMILIES[config.family]
-    if (config.activation or family.activation) not in ACTIVATIONS:
-        raise _unknown("activation", config.activation, ACTIVATIONS)
+    head_dim = config.head_dim or config.width // config.heads
+    usual = _round_up(8 * config.width / 3, 32) if family.gated else 4 * config.width
     positions = config.positions or family.positions
-    pattern = tuple(config.pattern.split(",")) if config.pattern else family.pattern
-    _check_used(config, family, positions, pattern)
-    layers = {kind: _layer(config, family, positions, local=kind == "local") for kind in pattern}
-    return TransformerConfig(
-        vocab_size=vocab_size,
-        width=config.width,
-        stacks=_stacks(tuple(layers[kind] for kind in pattern), config.layers),
-        norm=_norm(config, family),
-        tied=config.tied,
-        embedding_scale=config.width**0.5 if family.scaled_embedding else 1.0,
-        learned_positions=config.max_positions if positions == "learned" else 0,
-        sinusoidal=positions == "sinusoidal",
-        embedding_dropout=config.embedding_dropout,
+    pattern = config.pattern or ",".join(family.pattern)
+    experts = config.experts or family.experts
+    per_token = config.experts_per_token or family.experts_per_token or min(2, experts)
+    return dataclasses.replace(
+        config,
+        kv_heads=0 if config.latent_width else config.kv_heads or config.heads,
+        head_dim=head_dim,
+        value_head_dim=config.value_head_dim or (head_dim if config.latent_width else 0),
+        mlp_width=config.mlp_width or usual,
+        activation=config.activation or family.activation,
+        positions=positions,
+        max_positions=config.max_positions or (1024 if positions == "learned" else 0),
+        rope_theta=config.rope_theta or family.rope_theta,
+        rope_local_theta=config.rope_local_theta or family.rope_local_theta,
+        pattern=pattern,
+        window=_given(config.window, family.window) if "local" in pattern else 0,
+        attention_scale=config.attention_scale or (head_dim + config.rope_head_dim) ** -0.5,
+        attention_soft_cap=_given(config.attention_soft_cap, family.attention_soft_cap),
         logit_soft_cap=_given(config.logit_soft_cap, family.logit_soft_cap),
-        dtypes=DTypes(config.param_dtype, _compute_dtype(config.dtype), config.reduction_dtype),
-        remat=config.remat,
+        experts=experts,
+        experts_per_token=per_token if experts else 0,
+        norm_eps=config.norm_eps or family.norm_eps,
     )
 
 
@@ -164,19 +210,17 @@ _READ_BY_SCALING = {
 }
 
 
-def _check_used(
-    config: ModelConfig, family: Family, positions: str, pattern: tuple[str, ...]
-) -> None:
-    """Checks that no field is set which the other fields leave without effect.
+def _check_used(config: ModelConfig, whole: ModelConfig) -> None:
+    """Checks that no field of `config` is set which the other fields leave without effect.
 
     Raises:
         UserError: one is; the message says why.
     """
-    no_local = "" if "local" in pattern else "no layer of the pattern is local"
-    not_rotary = "" if positions == "rotary" else f"positions are {positions}, not rotary"
-    no_experts = "" if config.experts or family.experts else "there are no experts (model.experts)"
+    no_local = "" if "local" in whole.pattern else "no layer of the pattern is local"
+    rotary = whole.positions == "rotary"
+    not_rotary = "" if rotary else f"positions are {whole.positions}, not rotary"
+    no_experts = "" if whole.experts else "there are no experts (model.experts)"
     unread = {
-        "max_positions": "" if positions == "learned" else f"positions are {positions}",
         "rope_theta": not_rotary,
         "rope_scaling": not_rotary,
         "rope_local_theta": not_rotary or no_local,
@@ -189,7 +233,7 @@ def _check_used(
     for field, reason in unread.items():
         if reason and getattr(config, field) != getattr(ModelConfig, field):
             raise UserError(f"config.model.{field}: would change nothing, since {reason}.")
-    if "local" in config.pattern and not _given(config.window, family.window):
+    if "local" in config.pattern and not whole.window:
         raise UserError(
             "config.model.pattern: `local` would change nothing, since the window is 0; give "
             "--config.model.window too."
@@ -218,9 +262,9 @@ def _stacks(pattern: tuple[LayerConfig, ...], layers: int) -> tuple[StackConfig,
     return tuple(stacks)
 
 
-def _layer(config: ModelConfig, family: Family, positions: str, local: bool) -> LayerConfig:
+def _layer(config: ModelConfig, family: Family, local: bool) -> LayerConfig:
     return LayerConfig(
-        attention=_attention(config, family, positions, local),
+        attention=_attention(config, family, local),
         mlp=_mlp(config, family),
         norm=_norm(config, family),
         post_norms=family.post_norms,
@@ -229,38 +273,35 @@ def _layer(config: ModelConfig, family: Family, positions: str, local: bool) -> 
 
 
 def _attention(
-    config: ModelConfig, family: Family, positions: str, local: bool
+    config: ModelConfig, family: Family, local: bool
 ) -> AttentionConfig | LatentAttentionConfig:
     attention: AttentionConfig | LatentAttentionConfig
     if config.latent_width:
-        attention = _latent_attention(config, family, positions, local)
+        attention = _latent_attention(config, family, local)
     else:
-        attention = _grouped_attention(config, family, positions, local)
+        attention = _grouped_attention(config, family, local)
     check_attention(attention, _compute_dtype(config.dtype), prefix=False)
     return attention
 
 
-def _grouped_attention(
-    config: ModelConfig, family: Family, positions: str, local: bool
-) -> AttentionConfig:
-    head_dim = config.head_dim or config.width // config.heads
+def _grouped_attention(config: ModelConfig, family: Family, local: bool) -> AttentionConfig:
     rotary = None
-    if positions == "rotary":
-        if head_dim % 2:
+    if config.positions == "rotary":
+        if config.head_dim % 2:
             raise UserError(
                 f"config.model.head_dim: must be even, since rotary positions turn pairs, and is "
-                f"{head_dim}."
+                f"{config.head_dim}."
             )
-        rotary = _rotary(config, family, head_dim, local)
+        rotary = _rotary(config, config.head_dim, local)
     return AttentionConfig(
         heads=config.heads,
-        kv_heads=config.kv_heads or config.heads,
-        head_dim=head_dim,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
         rotary=rotary,
         causal=config.causal,
-        window=_given(config.window, family.window) if local else 0,
-        scale=config.attention_scale or head_dim**-0.5,
-        soft_cap=_given(config.attention_soft_cap, family.attention_soft_cap),
+        window=config.window if local else 0,
+        scale=config.attention_scale,
+        soft_cap=config.attention_soft_cap,
         input_bias=family.attention_input_bias,
         output_bias=family.attention_output_bias,
         head_norm=_norm(config, family) if family.head_norm else None,
@@ -268,55 +309,47 @@ def _grouped_attention(
     )
 
 
-def _latent_attention(
-    config: ModelConfig, family: Family, positions: str, local: bool
-) -> LatentAttentionConfig:
+def _latent_attention(config: ModelConfig, family: Family, local: bool) -> LatentAttentionConfig:
     if family.attention_input_bias or family.head_norm:
         extra = "norms of query and key heads" if family.head_norm else "biases"
         raise UserError(
             f"config.model.latent_width: the attention of {config.family!r} has {extra}, and "
             "latent attention has none; choose another family."
         )
-    if positions != "rotary":
+    if config.positions != "rotary":
         raise UserError(
             "config.model.latent_width: latent attention has rotary positions, and "
-            f"config.model.positions is {positions!r}; give --config.model.positions=rotary."
+            f"config.model.positions is {config.positions!r}; give --config.model.positions=rotary."
         )
-    head_dim = config.head_dim or config.width // config.heads
     return LatentAttentionConfig(
         heads=config.heads,
         latent_width=config.latent_width,
         query_latent_width=config.query_latent_width,
-        plain_head_dim=head_dim,
-        value_dim=config.value_head_dim or head_dim,
-        rotary=_rotary(config, family, config.rope_head_dim, local),
+        plain_head_dim=config.head_dim,
+        value_dim=config.value_head_dim,
+        rotary=_rotary(config, config.rope_head_dim, local),
         causal=config.causal,
-        window=_given(config.window, family.window) if local else 0,
-        scale=config.attention_scale or (head_dim + config.rope_head_dim) ** -0.5,
-        soft_cap=_given(config.attention_soft_cap, family.attention_soft_cap),
+        window=config.window if local else 0,
+        scale=config.attention_scale,
+        soft_cap=config.attention_soft_cap,
         norm=_norm(config, family),
         backend=config.attention,
     )
 
 
-def _rotary(config: ModelConfig, family: Family, head_dim: int, local: bool) -> RotaryConfig:
-    local_theta = config.rope_local_theta or family.rope_local_theta
-    if local and local_theta:
-        return RotaryConfig(head_dim, local_theta, RopeScaling())
-    return RotaryConfig(head_dim, config.rope_theta or family.rope_theta, config.rope_scaling)
+def _rotary(config: ModelConfig, head_dim: int, local: bool) -> RotaryConfig:
+    if local and config.rope_local_theta:
+        return RotaryConfig(head_dim, config.rope_local_theta, RopeScaling())
+    return RotaryConfig(head_dim, config.rope_theta, config.rope_scaling)
 
 
 def _mlp(config: ModelConfig, family: Family) -> MlpConfig | MixtureConfig:
-    usual = _round_up(8 * config.width / 3, 32) if family.gated else 4 * config.width
-    width = config.mlp_width or usual
-    activation = config.activation or family.activation
-    experts = config.experts or family.experts
-    if not experts:
-        return MlpConfig(width, activation, family.gated, family.mlp_bias)
-    per_token = config.experts_per_token or family.experts_per_token or min(2, experts)
-    if per_token > experts:
+    if not config.experts:
+        return MlpConfig(config.mlp_width, config.activation, family.gated, family.mlp_bias)
+    if config.experts_per_token > config.experts:
         raise UserError(
-            f"config.model.experts_per_token: {per_token} is more than the {experts} experts."
+            f"config.model.experts_per_token: {config.experts_per_token} is more than the "
+            f"{config.experts} experts."
         )
     if not family.gated or family.mlp_bias:
         raise UserError(
@@ -324,10 +357,10 @@ def _mlp(config: ModelConfig, family: Family) -> MlpConfig | MixtureConfig:
             "choose another family."
         )
     return MixtureConfig(
-        experts=experts,
-        per_token=per_token,
-        width=width,
-        activation=activation,
+        experts=config.experts,
+        per_token=config.experts_per_token,
+        width=config.mlp_width,
+        activation=config.activation,
         normalise=config.normalised_experts,
         load_balance_loss=config.load_balance_loss,
         router_z_loss=config.router_z_loss,
@@ -335,7 +368,7 @@ def _mlp(config: ModelConfig, family: Family) -> MlpConfig | MixtureConfig:
 
 
 def _norm(config: ModelConfig, family: Family) -> NormConfig:
-    return NormConfig(family.norm, config.norm_eps or family.norm_eps, family.norm_offset)
+    return NormConfig(family.norm, config.norm_eps, family.norm_offset)
 
 
 def _given(value: Number, otherwise: Number) -> Number:

@@ -1,23 +1,15 @@
 """Multi-head latent attention: keys and values compressed to one narrow vector a token."""
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxllm.models.attention import Context, attend, written
+from jaxllm.models.attention import Context, attend, attend_from
 from jaxllm.models.config import DTypes, LatentAttentionConfig
+from jaxllm.models.kv_cache import LatentCache, written
 from jaxllm.models.parts import Linear, Norm
 from jaxllm.ops.rotary import Rotation, rotate
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
-
-
-class LatentCache(NamedTuple):
-    """All that one layer keeps of each position, of one segment, whatever the number of heads."""
-
-    latent: Float[Array, "... keys latent_and_rope"]
-    """The normalised latent, and after it the rotated key that the heads share."""
 
 
 class LatentAttention(nn.Module):
@@ -41,7 +33,7 @@ class LatentAttention(nn.Module):
         context: Context,
         cache: LatentCache | None = None,
     ) -> tuple[Float[Array, "batch seq embed"], LatentCache | None]:
-        """Attends within `x`, or, with a cache, writes into it at `positions` and attends to it.
+        """Attends within `x`, or, with a cache, writes into it and attends to what it holds.
 
         Both compute the same. Within `x`, keys and values are made from the latents. With a
         cache that would be done for every position at every step, so there the matrices are
@@ -58,15 +50,15 @@ class LatentAttention(nn.Module):
             key, value = self._by_head(key_up(latent)), self._by_head(value_up(latent))
             shared_key = jnp.broadcast_to(shared_key, (*key.shape[:3], config.rope_head_dim))
             query, key = _joined(plain, rotated), _joined(key, shared_key)
-            mixed = attend(config, query, key, value, context, cached=False)
+            mixed = attend(config, query, key, value, context)
         else:
-            new = _joined(latent, shared_key[:, :, 0])
-            cache = LatentCache(written(cache.latent, new, context.positions))
+            new = _joined(latent[:, :, None], shared_key)
+            places = (context.positions, context.segment_ids)
+            cache = LatentCache(written(cache.latent, new, *places))
             query = _joined(_product("bshd,lhd->bshl", plain, self._matrices(key_up)), rotated)
             # The one head's keys are its values too: the sums over rotated keys cost less than
             # a copy of the cache without them.
-            one_head = cache.latent[:, :, None]
-            mixed = attend(config, query, one_head, one_head, context, cached=True)
+            mixed = attend_from(config, query, cache.latent, cache.latent, context)
             mixed = mixed[..., : config.latent_width]
             mixed = _product("bshl,lhd->bshd", mixed, self._matrices(value_up))
         mixed = mixed.reshape(*x.shape[:2], config.heads * config.value_dim)

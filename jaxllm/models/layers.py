@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxllm.models.attention import Attention, Context, KeyValue
+from jaxllm.models.attention import Attention, Context
 from jaxllm.models.config import (
     DTypes,
     LatentAttentionConfig,
@@ -14,13 +14,11 @@ from jaxllm.models.config import (
     MixtureConfig,
     MlpConfig,
 )
-from jaxllm.models.latent_attention import LatentAttention, LatentCache
+from jaxllm.models.kv_cache import LayerCache
+from jaxllm.models.latent_attention import LatentAttention
 from jaxllm.models.parts import ACTIVATIONS, Linear, Norm, dropout
 from jaxllm.ops.experts import expert_mlp, route
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
-
-# What a layer keeps for decoding, by its kind of attention.
-LayerCache = KeyValue | LatentCache
 
 
 class RouterLosses(NamedTuple):

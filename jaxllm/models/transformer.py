@@ -4,7 +4,9 @@ Heads and losses read the hidden states: `output_head` gives the projection to t
 and `jaxllm.ops.vocabulary` turns both into log-probabilities.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,19 +16,16 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxllm import trees
 from jaxllm.errors import UserError
-from jaxllm.models.attention import Context, KeyValue
-from jaxllm.models.config import LatentAttentionConfig, StackConfig, TransformerConfig
-from jaxllm.models.latent_attention import LatentCache
-from jaxllm.models.layers import Layer, LayerCache, RouterLosses
+from jaxllm.models.attention import Context
+from jaxllm.models.config import StackConfig, TransformerConfig
+from jaxllm.models.kv_cache import Cache, LayerCache
+from jaxllm.models.layers import Layer, RouterLosses
 from jaxllm.models.parts import Norm, dropout
 from jaxllm.ops.lookup import lookup
 from jaxllm.ops.products import PRODUCT
 from jaxllm.ops.rotary import rotation
 from jaxllm.ops.vocabulary import OutputHead
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
-
-# One entry a stack, one a layer of its unit; the arrays lead with the stack's repeats.
-Cache = tuple[tuple[LayerCache, ...], ...]
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
@@ -118,12 +117,11 @@ class Transformer(nn.Module):
 
         Args:
             tokens: ids in [0, vocab_size).
-            positions: position of each token within its segment; with a cache also the slot
-                that it is written to. Without one, segments are runs of tokens in which
-                positions rise by one.
-            segment_ids: tokens see only their own segment; 0 is padding. With a cache the
-                segment is 1.
-            cache: from `empty_cache`, or None to attend within `tokens` alone.
+            positions: position of each token within its segment. Without a cache, segments are
+                runs of tokens in which positions rise by one.
+            segment_ids: tokens see only their own segment; 0 is padding. With a cache, which
+                holds one text a row, the others are 1.
+            cache: from `kv_cache.empty_cache`, or None to attend within `tokens` alone.
             prefix: length of the beginning of the token's segment that all of the segment sees.
             dropout_keys: a key a row; None drops nothing.
         """
@@ -138,8 +136,9 @@ class Transformer(nn.Module):
         written, losses, first = [], [], 0
         for index, stack in enumerate(config.stacks):
             numbers = first + len(stack.unit) * jnp.arange(stack.repeats)
-            scanned = self._scanned(stack, name=f"stack_{index}")
-            x, (stack_cache, stack_losses) = scanned(
+            once = stack.repeats == 1 and cache is not None
+            layers = self._once if once else self._scanned
+            x, (stack_cache, stack_losses) = layers(stack, name=f"stack_{index}")(
                 x, (numbers, None if cache is None else cache[index]), context
             )
             written.append(stack_cache)
@@ -190,6 +189,20 @@ class Transformer(nn.Module):
         )
         return scanned(stack, self.config, name=name)
 
+    def _once(self, stack: StackConfig, name: str) -> Callable:
+        """The unit of a stack that is not repeated, without a loop, which would copy the cache."""
+
+        def run(
+            x: Array, repeat: tuple[Int[Array, " 1"], tuple[LayerCache, ...]], context: Context
+        ) -> tuple[Array, Any]:
+            (first, *_), cache = repeat
+            strip = partial(jax.tree.map, lambda leaf: leaf[0])
+            unit = nn.map_variables(Unit, "params", trans_in_fn=strip)
+            x, (written, losses) = unit(stack, self.config, name=name)(x, (first, cache), context)
+            return x, (written, jax.tree.map(lambda leaf: leaf[None], losses))
+
+        return run
+
     def _mean(self, losses: list[RouterLosses]) -> RouterLosses | None:
         """The router losses of the mean layer, from those of each, [repeats, batch]."""
         if not losses:
@@ -225,36 +238,16 @@ def output_head(config: TransformerConfig, params: trees.Tree) -> OutputHead:
 
 
 def check_length(config: TransformerConfig, length: int, field: str) -> None:
-    """Checks that rows of `length` tokens, as `field` asks for, fit the table of positions.
+    """Checks that the model is made for rows of `length` tokens, as `field` asks for.
 
     Raises:
-        UserError: they do not.
+        UserError: it is not.
     """
-    if config.learned_positions and length > config.learned_positions:
+    if config.max_positions and length > config.max_positions:
         raise UserError(
-            f"{field}: {length:,} tokens are more than the {config.learned_positions:,} positions "
-            "that the model has learned (config.model.max_positions)."
+            f"{field}: {length:,} tokens are more than the {config.max_positions:,} positions "
+            "that the model is made for (config.model.max_positions)."
         )
-
-
-def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
-    """A zeroed cache of `length` positions for each of `batch` rows."""
-
-    def layer(stack: StackConfig, index: int) -> LayerCache:
-        attention = stack.unit[index].attention
-
-        def zeros(*of_position: int) -> Float[Array, "repeats batch keys ..."]:
-            shape = (stack.repeats, batch, length, *of_position)
-            return jnp.zeros(shape, config.dtypes.compute)
-
-        if isinstance(attention, LatentAttentionConfig):
-            return LatentCache(zeros(attention.latent_width + attention.rope_head_dim))
-        heads = (attention.kv_heads, attention.head_dim)
-        return KeyValue(zeros(*heads), zeros(*heads))
-
-    return tuple(
-        tuple(layer(stack, index) for index in range(len(stack.unit))) for stack in config.stacks
-    )
 
 
 def _folded(

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 from jaxllm import config as configuration
 from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.conversion.configuration import is_published
 from jaxllm.errors import UserError
 from jaxllm.models.attention import check_attention
 from jaxllm.models.config import TransformerConfig
@@ -123,7 +125,13 @@ def check_model(model: TransformerConfig, config: ObjectiveConfig) -> None:
         check_attention(attention, model.dtypes.compute, prefix=True)
 
 
-def objective_config_of(run: RunDirectory) -> ObjectiveConfig:
-    """The objective that a run recorded."""
-    recorded = run.config().get("objective", {})  # before there were several: next_token
+def objective_config_of(path: str | Path) -> ObjectiveConfig:
+    """The objective that the run at `path` recorded; of published weights, the next token.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if is_published(path):
+        return ObjectiveConfig()
+    recorded = RunDirectory(path).config().get("objective", {})  # an imported run has none
     return configuration.from_dict(ObjectiveConfig, recorded, "objective")

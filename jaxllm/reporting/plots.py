@@ -1,4 +1,4 @@
-"""Training curves as SVG text to be placed inside an HTML page.
+"""Curves as SVG text to be placed inside an HTML page: of training, and of tasks by examples.
 
 Drawn by matplotlib's object interface, so nothing depends on a display or on global figures. The
 colours are those of the page: the SVG refers to the CSS variables of `CSS_COLORS`, which the page
@@ -10,7 +10,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator
 
 from jaxllm.reporting.quantities import Number
+from jaxllm.reporting.scores import TASKS
 
 CSS_COLORS = {
     "--ink-soft": "#010101",
@@ -38,6 +39,8 @@ MOST_POINTS = 1500
 """A line of more points than a screen has pixels only makes the page heavy."""
 SMOOTHING_SHARE = 0.05
 """The smoothed line averages over about this share of the run."""
+
+_OF_SHOTS = re.compile(rf"{TASKS}(?P<task>.+)/(?P<shots>\d+)_shot/(?P<name>score|stderr|chance)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,24 @@ def training_charts(metrics: Sequence[dict[str, Number]]) -> list[Chart]:
         if len(values) and values.min() < values.max():
             drawn.append(_line_chart(metrics, name, name, _plain_numbers()))
     return [chart for chart in drawn if chart is not None]
+
+
+def task_charts(summary: Mapping[str, Any]) -> list[Chart]:
+    """For each task measured with several numbers of examples, its score by that number.
+
+    Bars are one standard error to each side; the grey line is what guessing gives, if known.
+    """
+    tasks: dict[str, dict[str, dict[int, float]]] = {}
+    for path, value in summary.items():
+        match = _OF_SHOTS.fullmatch(path)
+        if match and isinstance(value, int | float) and math.isfinite(value):
+            by_shots = tasks.setdefault(match["task"], {}).setdefault(match["name"], {})
+            by_shots[int(match["shots"])] = value
+    return [
+        _shots_chart(task, names)
+        for task, names in tasks.items()
+        if len(names.get("score", {})) > 1
+    ]
 
 
 def series(metrics: Sequence[dict[str, Number]], name: str) -> Series:
@@ -152,6 +173,29 @@ def _line_chart(
     return _chart(figure, title)
 
 
+def _shots_chart(task: str, names: dict[str, dict[int, float]]) -> Chart:
+    shots = sorted(names["score"])
+    places = range(len(shots))  # evenly: their numbers often double
+    errors = [names.get("stderr", {}).get(number, 0.0) for number in shots]
+    figure, axes = _figure("examples")
+    axes.errorbar(
+        places,
+        [names["score"][number] for number in shots],
+        yerr=errors,
+        color=CSS_COLORS["--series-1"],
+        marker="o",
+        markersize=4.5,
+        linewidth=1.6,
+        elinewidth=1,
+    )
+    for chance in set(names.get("chance", {}).values()):
+        axes.axhline(chance, color=CSS_COLORS["--rule"], linewidth=1.4)
+    axes.set_xticks(places, [str(number) for number in shots])
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(_plain_numbers())
+    return _chart(figure, f"{task}: score by examples in the prompt")
+
+
 def _draw_smoothed(axes: Axes, data: Series, label: str) -> None:
     color = CSS_COLORS["--series-1"]
     axes.plot(*_thinned(data), color=color, linewidth=0.8, alpha=0.4)
@@ -159,7 +203,7 @@ def _draw_smoothed(axes: Axes, data: Series, label: str) -> None:
     axes.plot(*_thinned(averaged), color=color, linewidth=1.8, label=label)
 
 
-def _figure() -> tuple[Figure, Axes]:
+def _figure(x_label: str = "step") -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
@@ -171,7 +215,7 @@ def _figure() -> tuple[Figure, Axes]:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_xlabel("step", color=CSS_COLORS["--ink-soft"], fontsize=FONT_POINTS)
+    axes.set_xlabel(x_label, color=CSS_COLORS["--ink-soft"], fontsize=FONT_POINTS)
     axes.margins(x=0.015)
     return figure, axes
 

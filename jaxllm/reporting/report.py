@@ -15,7 +15,7 @@ from jaxllm.errors import UserError
 from jaxllm.files import write_atomically
 from jaxllm.reporting import quantities, scores
 from jaxllm.reporting.metrics_file import read_metrics
-from jaxllm.reporting.plots import training_charts
+from jaxllm.reporting.plots import task_charts, training_charts
 from jaxllm.reporting.samples import Sample, read_samples
 
 HEADLINES = {
@@ -111,6 +111,7 @@ def _contents(run_dir: Path) -> dict[str, Any]:
     config = flatten(recorded.get("config", recorded))
     rows = scores.score_rows(summary)
     metrics = read_metrics(run_dir / "metrics.jsonl")
+    charts = [*training_charts(metrics), *task_charts(summary)]
     samples = _samples_by_step(read_samples(run_dir / "samples.md"))
     return {
         "name": run_dir.resolve().name,
@@ -119,7 +120,7 @@ def _contents(run_dir: Path) -> dict[str, Any]:
         "headlines": _headlines(summary),
         "comparison": comparison_bars(summary),
         "verdict": _verdict(summary),
-        "charts": [(chart.title, Markup(chart.svg)) for chart in training_charts(metrics)],
+        "charts": [(chart.title, Markup(chart.svg)) for chart in charts],
         "samples": samples,
         "time": time_bars(summary),
         # References have their own section, which says more than a table of them would.

@@ -13,6 +13,8 @@ class Score(NamedTuple):
 
     label: str
     format: Callable[[Number], str]
+    error: str = ""
+    """The column that holds its standard error, which is shown behind it."""
 
 
 class Row(NamedTuple):
@@ -101,7 +103,30 @@ GROUPS: dict[str, dict[str, Score]] = {
     },
 }
 
+TASKS = "evaluate/"
+"""The prefix of scores of tasks, `evaluate/TASK/…` and `evaluate/TASK/K_shot/…`."""
+
 MATRICES: dict[str, tuple[str, dict[str, Score]]] = {
+    "Tasks": (
+        TASKS,
+        {
+            "score": Score("score", _decimals, "stderr"),
+            "chance": Score("chance", _decimals),
+            "majority": Score("majority", _decimals),
+            "acc_norm": Score("acc_norm", _decimals, "acc_norm_stderr"),
+            "perplexity": Score("perplexity", quantities.number, "perplexity_stderr"),
+            "loose": Score("loose", _decimals, "loose_stderr"),
+            "rules": Score("rules kept", _decimals, "rules_stderr"),
+            "rules_loose": Score("loose rules", _decimals, "rules_loose_stderr"),
+            "baseline_score": Score("baseline", _decimals, "baseline_score_stderr"),
+            "difference": Score("difference", "{:+.4f}".format, "difference_stderr"),
+            "contaminated": Score("contaminated", quantities.share),
+            "unchecked": Score("unchecked", quantities.share),
+            "clean_score": Score("clean score", _decimals, "clean_score_stderr"),
+            "cut": Score("cut prompts", quantities.share),
+            "items": Score("items", quantities.number),
+        },
+    ),
     "Sources": (
         "data/source/",
         {
@@ -154,14 +179,17 @@ def score_matrices(summary: Mapping[str, Number]) -> list[Matrix]:
     """The tables of several things that `summary` has, each with the columns that it has."""
     found = []
     for title, matrix in MATRICES.items():
-        cells: dict[str, dict[str, str]] = {}
+        things: dict[str, dict[str, Number]] = {}
         for name, value in summary.items():
             if place := _place(name, matrix):
                 thing, column = place
-                cells.setdefault(thing, {})[column] = _shown(matrix[1][column].format, value)
-        columns = [c for c in matrix[1] if any(c in row for row in cells.values())]
+                things.setdefault(thing, {})[column] = value
+        columns = [c for c in matrix[1] if any(c in values for values in things.values())]
         header = ("", *(matrix[1][column].label for column in columns))
-        rows = [(thing, *(row.get(c, "") for c in columns)) for thing, row in cells.items()]
+        rows = [
+            (thing, *(_cell(values, column, matrix[1][column]) for column in columns))
+            for thing, values in things.items()
+        ]
         if rows:
             found.append(Matrix(title, header, rows))
     return found
@@ -171,7 +199,18 @@ def _place(name: str, matrix: tuple[str, dict[str, Score]]) -> tuple[str, str] |
     """(thing, column) of a name of a matrix; a thing may hold slashes, as a path does."""
     prefix, columns = matrix
     thing, _, column = name.removeprefix(prefix).rpartition("/")
-    return (thing, column) if name.startswith(prefix) and thing and column in columns else None
+    known = column in columns or any(column == score.error for score in columns.values())
+    return (thing, column) if name.startswith(prefix) and thing and known else None
+
+
+def _cell(values: Mapping[str, Number], column: str, score: Score) -> str:
+    """A value with its standard error, if there is one; empty where there is no value."""
+    if column not in values:
+        return ""
+    shown, error = _shown(score.format, values[column]), values.get(score.error)
+    if error is None or not math.isfinite(error):  # of one item only
+        return shown
+    return f"{shown} ± {score.format(error).removeprefix('+')}"
 
 
 def _shown(formatted: Callable[[Number], str], value: object) -> str:

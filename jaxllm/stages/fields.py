@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxllm.checkpoints.checkpointer import CheckpointConfig
-from jaxllm.inference.generate import Sampling
+from jaxllm.inference.requests import Sampling
 from jaxllm.sharding.mesh import MeshConfig
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.loop import EvalConfig
@@ -25,23 +25,37 @@ class SamplingFields:
     """Choose among the k likeliest tokens only; 0: all."""
     top_p: float = 1.0
     """Choose among the fewest tokens whose probabilities sum to this (nucleus); 1: all."""
+    min_p: float = 0.0
+    """Choose among tokens at least this times as probable as the likeliest; 0: all."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that are in the text already, where positive, and multiplies
+    them where negative; 1: none."""
+    stop: str = ""
+    """Text before which what is written ends, `\\n` a new line; several are separated by commas."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError("max_new_tokens: must be at least 1")
+        self.sampling()
         try:
             self.prompt.encode()
         except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
             raise ValueError("prompt: is not Unicode text") from None
-        for name in ("temperature", "top_k"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: must not be negative")
-        if not 0 < self.top_p <= 1:
-            raise ValueError("top_p: must be in (0, 1]")
 
     def sampling(self) -> Sampling:
-        """These fields as the sampler takes them."""
-        return Sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p)
+        """These fields as the engine takes them.
+
+        Raises:
+            ValueError: one of them is out of its range.
+        """
+        stop = self.stop.replace("\\n", "\n").split(",")
+        return Sampling(
+            self.max_new_tokens,
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+            self.repetition_penalty,
+            tuple(filter(None, stop)),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +67,8 @@ class TrainingFields:
     steps: int = 1000
     """Optimizer updates."""
     init: str = ""
-    """Run directory to take parameters, model and tokenizer from; empty: begin at random."""
+    """Run directory or Hugging Face folder to take parameters, model and tokenizer from; empty:
+    begin at random."""
     batch_size: int = 32
     """Rows of an update, over all devices."""
     micro_batch_size: int = 0

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm import trees
-from jaxllm.checkpoints.load import load_model, model_config_of
+from jaxllm.checkpoints.load import load_model, model_config_of, tokenizer_path
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.batches import BatchSource, EvalBatches
 from jaxllm.data.config import DataConfig
@@ -27,7 +27,7 @@ from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.evaluation.ngrams import MAX_TRAIN_TOKENS
 from jaxllm.evaluation.references import reference_scores
 from jaxllm.host_memory import keep_freed_memory_on_cpu
-from jaxllm.inference.generate import fitting, generate_text
+from jaxllm.inference.engine import Engine, check_prompt
 from jaxllm.models.config import ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.transformer import SHARDING_RULES, check_length, init_params, param_shapes
@@ -41,6 +41,7 @@ from jaxllm.reporting.samples import append_samples
 from jaxllm.reporting.tables import print_summary
 from jaxllm.sharding.mesh import batch_sharding, make_mesh
 from jaxllm.sharding.rules import shardings
+from jaxllm.stages.continued import continued_model
 from jaxllm.stages.data_scores import data_scores, phase_scores, print_mixture, source_scores
 from jaxllm.stages.fields import SamplingFields, TrainingFields
 from jaxllm.stages.fit import check_batch, check_patterns, fit, is_finished
@@ -51,26 +52,12 @@ from jaxllm.training.state import TrainState
 # xz takes a second for 2 MB, and looks back this far.
 _REFERENCE_BYTES = 64 * 2**20
 _SAMPLES = 2
-# Fields of the model that say how it is computed rather than what it is,
-_COMPUTED = ("dtype", "reduction_dtype", "remat", "attention", "dropout", "embedding_dropout")
-# and those that say what it is, but change no parameter's shape.
-_SHAPELESS = (
-    "rope_theta",
-    "rope_local_theta",
-    "rope_scaling",
-    "window",
-    "causal",
-    "attention_soft_cap",
-    "logit_soft_cap",
-    "load_balance_loss",
-    "router_z_loss",
-    "param_dtype",
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(TrainingFields, SamplingFields):
-    """A model trained on text from random parameters, or further from another run's."""
+    """A model trained on text from random parameters, or further from another run's, or from
+    published weights."""
 
     stage: str = "pretrain"
     """Always `pretrain`."""
@@ -132,39 +119,22 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
 
 
 def _continuing(config: PretrainConfig, directory: RunDirectory) -> PretrainConfig:
-    """The configuration of a run that begins from another: its model and tokenizer are used.
+    """The configuration of a run that begins from another, or from published weights: their
+    model and tokenizer are used.
 
-    Once begun, the run needs the other no more.
+    Once begun, the run needs them no more.
     """
-    other = RunDirectory(config.init)
-    model = model_config_of(directory if directory.config_path.exists() else other)
+    begun = directory.config_path.exists()
+    model = model_config_of(directory.path if begun else config.init)
+    path = str(tokenizer_path(config.init))
+    if begun:
+        path = directory.config().get("tokenizer", {}).get("path", path)
     print(f"model and tokenizer are those of {config.init}", file=sys.stderr)
     return dataclasses.replace(
         config,
-        model=_continued_model(config.model, model),
-        tokenizer=dataclasses.replace(config.tokenizer, path=str(other.tokenizer)),
+        model=continued_model(config.model, model),
+        tokenizer=dataclasses.replace(config.tokenizer, path=path),
     )
-
-
-def _continued_model(given: ModelConfig, recorded: ModelConfig) -> ModelConfig:
-    """The recorded model, computed as configured, and with what is given that its parameters
-    allow to change; given is what differs from the default.
-
-    Raises:
-        UserError: another field is given, and differs from the recorded one.
-    """
-    changed = {}
-    for field in dataclasses.fields(ModelConfig):
-        name, default = field.name, getattr(ModelConfig(), field.name)
-        value, before = getattr(given, name), getattr(recorded, name)
-        if name in _COMPUTED or (name in _SHAPELESS and value != default):
-            changed[name] = value
-        elif value not in (default, before):
-            raise UserError(
-                f"config.model.{name}: was given {value!r}, and the parameters of config.init are "
-                f"of {before!r}; leave it out, or give the same (or the same preset of --config)."
-            )
-    return dataclasses.replace(recorded, **changed)
 
 
 def _check_model(config: PretrainConfig, tokenizer: TokenizerConfig) -> None:
@@ -174,8 +144,8 @@ def _check_model(config: PretrainConfig, tokenizer: TokenizerConfig) -> None:
     Raises:
         UserError: they do not.
     """
-    # The size of the vocabulary, which may not be known yet, does not matter here.
-    model = architecture(config.model, tokenizer.vocab_size)
+    # The size of the vocabulary is not known yet where the tokenizer is at a path.
+    model = architecture(config.model, 1 if tokenizer.path else tokenizer.vocab_size)
     check_model(model, config.objective)
     check_length(model, config.data.seq_len, "config.data.seq_len")
     check_patterns(config, param_shapes(model))
@@ -244,9 +214,9 @@ class _Evaluation:
         self._evaluate = LossEvaluator(self.objective)
         self._latest: dict[int, dict[str, float]] = {}
         self._predicted = math.nan  # tokens of the latest evaluation
-        self._sampling = config.sampling()
-        if model.causal:
-            self._sampling = fitting(model, corpus.tokenizer, config.prompt, self._sampling)
+        self._context = model.max_positions or config.data.seq_len
+        length = 1 + len(corpus.tokenizer.encode(config.prompt))
+        check_prompt(length, self._context, "config.prompt")
 
     def __call__(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]:
         scores = self._scores(state, frozen, self._config.eval.max_batches)
@@ -278,15 +248,14 @@ class _Evaluation:
         config = self._config
         if not self._model.causal:
             return
-        texts = generate_text(
+        engine = Engine(
             self._model,
             params,
             self._corpus.tokenizer,
-            [config.prompt] * _SAMPLES,
-            self._sampling,
-            config.seed,
+            context=self._context,
             prompt_is_prefix=KINDS[config.objective.kind].prompt_is_prefix,
         )
+        texts = engine.generate([config.prompt] * _SAMPLES, config.sampling(), config.seed)
         append_samples(self._directory.samples, step, [(config.prompt, text) for text in texts])
 
 

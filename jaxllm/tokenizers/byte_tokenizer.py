@@ -103,7 +103,7 @@ class ByteTokenizer(Tokenizer):
 
     def save(self, directory: str | Path) -> None:
         directory = Path(directory)
-        write_config(directory, self._named_tokens(self._special.__getitem__) | {KIND_KEY: "bytes"})
+        write_config(directory, self._settings(self._special.__getitem__) | {KIND_KEY: "bytes"})
         definition = _byte_level(self._special).to_str(pretty=True)
         write_atomically(directory / HF_FILE, definition)
 

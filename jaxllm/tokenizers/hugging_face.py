@@ -106,7 +106,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def save(self, directory: str | Path) -> None:
         directory = Path(directory)
-        write_config(directory, self._named_tokens(self._parsing.id_to_token))
+        write_config(directory, self._settings(self._parsing.id_to_token))
         write_atomically(directory / HF_FILE, self._parsing.to_str(pretty=True))
 
 

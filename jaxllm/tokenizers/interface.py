@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jaxllm.files import write_json
+from jaxllm.tokenizers.builtin_templates import suitable_template
 
 HF_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+TEMPLATE_KEY = "chat_template"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,14 @@ class Tokenizer(abc.ABC):
     fingerprint: str
     """Hexadecimal hash of everything that decides the encoding, and of the ids that documents are
     laid out with: `bos_id`, `eos_id`, `pad_id` and `unk_id`."""
+    chat_template: str | None = None
+    """Jinja source by which messages become text, where the files that it was loaded from have one;
+    no part of `fingerprint`."""
+
+    def special_tokens(self) -> dict[str, int]:
+        """The texts of the special tokens, with their ids."""
+        texts = {self.decode([i], skip_special_tokens=False): i for i in sorted(self.special_ids)}
+        return {text: index for text, index in texts.items() if text.strip()}
 
     def _set_special_ids(self, ids: SpecialIds, special: Iterable[int]) -> None:
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = ids.bos, ids.eos, ids.pad, ids.unk
@@ -58,15 +69,21 @@ class Tokenizer(abc.ABC):
         optional = {index for index in (ids.unk, ids.mask) if index is not None}
         self.special_ids = frozenset({ids.bos, ids.eos, ids.pad, *optional, *special})
 
-    def _named_tokens(self, id_to_token: Callable[[int], str | None]) -> dict[str, str | None]:
-        """The tokens of the roles as `tokenizer_config.json` names them."""
-        return {
+    def _settings(self, id_to_token: Callable[[int], str | None]) -> dict[str, str | None]:
+        """What `tokenizer_config.json` holds: the tokens of the roles, and the chat template.
+
+        Without a template of its own it gets the built-in one that its tokens suit, if there is
+        one, so that other programs can chat with what was trained here.
+        """
+        template = self.chat_template or suitable_template(self.special_tokens())
+        tokens = {
             "bos_token": id_to_token(self.bos_id),
             "eos_token": id_to_token(self.eos_id),
             "pad_token": id_to_token(self.pad_id),
             "unk_token": None if self.unk_id is None else id_to_token(self.unk_id),
             "mask_token": None if self.mask_id is None else id_to_token(self.mask_id),
         }
+        return tokens | ({TEMPLATE_KEY: template} if template else {})
 
     @abc.abstractmethod
     def encode(self, text: str, parse_special_tokens: bool = False) -> list[int]:
@@ -125,10 +142,11 @@ def write_config(directory: Path, settings: Mapping[str, str | None]) -> None:
 
     Args:
         directory: made if it is missing.
-        settings: the tokens of the roles (`special_ids.ROLES`), and what else is kept.
+        settings: the tokens of the roles (`special_ids.ROLES`), the chat template, and what else is
+            kept.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    for name in (HF_FILE, SENTENCEPIECE_FILE):
+    for name in (HF_FILE, SENTENCEPIECE_FILE, *TEMPLATE_FILES):
         (directory / name).unlink(missing_ok=True)
     # Transformers reads either file by this class; LlamaTokenizer would take unigram for BPE.
     fixed = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}

@@ -140,7 +140,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def save(self, directory: str | Path) -> None:
         directory = Path(directory)
-        write_config(directory, self._named_tokens(self._processor.id_to_piece))
+        write_config(directory, self._settings(self._processor.id_to_piece))
         write_bytes_atomically(directory / SENTENCEPIECE_FILE, self._model)
 
 

@@ -1,7 +1,8 @@
 """The type that every tokenizer has, and loading one from files of any known format."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from jaxllm.tokenizers.interface import (
     CONFIG_FILE,
     HF_FILE,
     SENTENCEPIECE_FILE,
+    TEMPLATE_FILES,
+    TEMPLATE_KEY,
     Tokenizer,
     read_json_object,
 )
@@ -41,7 +44,7 @@ def configured_tokenizer(config: TokenizerConfig) -> Tokenizer:
 
 
 def load_tokenizer(path: str | Path, config: TokenizerConfig | None = None) -> Tokenizer:
-    """The tokenizer at `path`; nothing that lies there is executed or unpickled.
+    """The tokenizer at `path`, with its chat template; nothing that lies there is executed.
 
     Args:
         path: a folder, in which the first is taken of `tokenizer.json` (as `Tokenizer.save` and
@@ -57,14 +60,16 @@ def load_tokenizer(path: str | Path, config: TokenizerConfig | None = None) -> T
     """
     file = _find(Path(path))
     asked = dataclasses.asdict(config) if config else {}
+    settings = _json_object(file.parent / CONFIG_FILE)
+    names = _json_object(file.parent / _MAP_FILE)
     try:
-        settings = read_json_object(file.parent / CONFIG_FILE)
-        names = read_json_object(file.parent / _MAP_FILE)
-        return _load(file, asked, settings, _declared(names) | _declared(settings))
+        tokenizer = _load(file, asked, settings, _declared(names) | _declared(settings))
     except SpecialTokenError as error:
         raise SpecialTokenError(f"{error} (tokenizer: {file})") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: is not a readable tokenizer: {error}") from None
+    tokenizer.chat_template = _chat_template(file.parent, settings)
+    return tokenizer
 
 
 def _find(path: Path) -> Path:
@@ -102,6 +107,20 @@ def _load(
     return HuggingFaceTokenizer(definition, asked, declared, added)
 
 
+def _json_object(path: Path) -> dict[str, Any]:
+    """As `read_json_object`; what goes wrong is told with the name of the file."""
+    with _named(path):
+        return read_json_object(path)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path}: this file of the tokenizer cannot be read: {error}") from None
+
+
 def _declared(settings: Mapping[str, Any]) -> dict[str, str]:
     """The tokens of the roles, each written as a string or as `{"content": string, …}`."""
     declared = {}
@@ -112,3 +131,19 @@ def _declared(settings: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(token, str) and token:
             declared[role] = token
     return declared
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The template of a file of its own, else what `tokenizer_config.json` says.
+
+    Of several by name it is the one called `default`.
+    """
+    jinja, processor = (folder / name for name in TEMPLATE_FILES)
+    if jinja.is_file():
+        with _named(jinja):
+            return jinja.read_text(encoding="utf-8")
+    found = settings.get(TEMPLATE_KEY) or _json_object(processor).get(TEMPLATE_KEY)
+    if isinstance(found, list):
+        default = (e for e in found if isinstance(e, Mapping) and e.get("name") == "default")
+        found = next(default, {}).get("template")
+    return found if isinstance(found, str) and found else None

@@ -70,6 +70,33 @@ def test_a_file_in_the_way_is_refused(tmp_path):
     assert (tmp_path / "file").read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    "name", ["summary.json", "items.jsonl", "metrics.jsonl", "samples.md", "report.html"]
+)
+def test_files_of_somebody_else_are_not_written_over(tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(UserError, match=rf"has {name} and no config\.json"):
+        RunDirectory(tmp_path).open(CONFIG)
+    RunDirectory(tmp_path).begin(CONFIG)
+    RunDirectory(tmp_path).open(CONFIG)
+
+
+def test_checkpoints_of_somebody_else_are_not_pruned(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    RunDirectory(tmp_path).open(CONFIG)  # a run cut off before it began leaves as much
+    (tmp_path / "checkpoints" / "7").mkdir()
+    with pytest.raises(UserError, match="has checkpoints/ and no config"):
+        RunDirectory(tmp_path).open(CONFIG)
+
+
+def test_what_a_run_makes_before_it_begins_may_be_there(tmp_path):
+    for name in ("store", "tokenizer"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("")
+    (tmp_path / "rejected.jsonl").write_text("{}\n")
+    RunDirectory(tmp_path).open(CONFIG)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"config": 3}', '"text"', "null"])
 def test_a_damaged_configuration_is_told(run, text):
     run.config_path.write_text(text)

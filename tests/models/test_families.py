@@ -10,8 +10,8 @@ from jaxllm.config import from_dict
 from jaxllm.errors import UserError
 from jaxllm.models import families
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.families import FAMILIES, architecture
-from jaxllm.models.transformer import param_shapes
+from jaxllm.models.families import FAMILIES, architecture, completed
+from jaxllm.models.transformer import check_length, param_shapes
 
 
 def test_llama_counts_the_parameters_of_the_published_8b():
@@ -28,6 +28,51 @@ def test_zeros_are_chosen_by_the_other_fields():
     layer = architecture(ModelConfig(width=100, heads=2, head_dim=6, kv_heads=1), 10)
     assert layer.stacks[0].unit[0].attention.head_dim == 6
     assert layer.stacks[0].unit[0].mlp.width == 288  # 266.7, rounded up
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_completed_configuration_is_the_same_model_and_leaves_nothing_to_complete(family):
+    for changes in ({}, {"width": 96, "heads": 6, "experts": 0 if family == "gpt2" else 8}):
+        config = ModelConfig(family=family, **changes)
+        whole = completed(config)
+        assert completed(whole) == whole
+        model = architecture(config, 10)
+        (first, *_) = model.unrolled
+        assert (whole.kv_heads, whole.head_dim) == (
+            first.attention.kv_heads,
+            first.attention.head_dim,
+        )
+        assert whole.mlp_width == first.mlp.width
+        assert whole.attention_scale == first.attention.scale
+        assert whole.norm_eps == first.norm.eps
+        assert whole.window == max(layer.attention.window for layer in model.unrolled)
+
+
+def test_an_embedding_may_have_more_rows_than_there_are_tokens_and_not_fewer():
+    assert architecture(ModelConfig(), 10).vocab_size == 10
+    assert architecture(ModelConfig(vocab_size=12), 10).vocab_size == 12
+    with pytest.raises(UserError, match=r"vocab_size: 9 rows .* fewer than the 10 tokens"):
+        architecture(ModelConfig(vocab_size=9), 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "positions", "learned"),
+    [
+        ({}, 0, 0),
+        ({"max_positions": 8}, 8, 0),
+        ({"positions": "learned"}, 1024, 1024),
+        ({"positions": "learned", "max_positions": 8}, 8, 8),
+        ({"family": "gpt2"}, 1024, 1024),
+        ({"positions": "none", "max_positions": 8}, 8, 0),
+    ],
+)
+def test_longer_rows_than_a_model_is_made_for_are_refused(options, positions, learned):
+    model = architecture(ModelConfig(**options), 10)
+    assert (model.max_positions, model.learned_positions) == (positions, learned)
+    check_length(model, positions or 10**9, "field")
+    if positions:
+        with pytest.raises(UserError, match=rf"field: .* more than the {positions:,} positions"):
+            check_length(model, positions + 1, "field")
 
 
 # What the models' cards and configurations say: sizes, and the parameters in all.
@@ -201,7 +246,6 @@ SCALING = {"kind": "llama3", "factor": 8.0}
         ({"normalised_experts": False}, "normalised_experts", "there are no experts"),
         ({"load_balance_loss": 0.0}, "load_balance_loss", "there are no experts"),
         ({"router_z_loss": 0.1}, "router_z_loss", "there are no experts"),
-        ({"max_positions": 64}, "max_positions", "positions are rotary"),
     ],
 )
 def test_a_field_that_would_change_nothing_is_refused(changes, field, reason):
@@ -215,7 +259,6 @@ def test_a_field_that_would_change_nothing_is_refused(changes, field, reason):
         {"pattern": "local,global", "window": 8, "rope_local_theta": 1e4, "rope_scaling": SCALING},
         {"rope_scaling": {"kind": "yarn", "attention_factor": 1.5}},
         {"experts": 4, "experts_per_token": 1, "router_z_loss": 0.0},
-        {"positions": "learned", "max_positions": 64},
     ],
 )
 def test_the_same_fields_are_taken_where_they_change_something(changes):

@@ -11,8 +11,9 @@ from jaxllm.errors import UserError
 from jaxllm.models.attention import Context
 from jaxllm.models.config import DTypes, ModelConfig
 from jaxllm.models.families import architecture
-from jaxllm.models.latent_attention import LatentAttention, LatentCache
-from jaxllm.models.transformer import SHARDING_RULES, Transformer, empty_cache, param_shapes
+from jaxllm.models.kv_cache import LatentCache, empty_cache
+from jaxllm.models.latent_attention import LatentAttention
+from jaxllm.models.transformer import SHARDING_RULES, Transformer, param_shapes
 from jaxllm.ops.rotary import rotation
 from jaxllm.planning.flops import model_training_flops_per_token
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
@@ -121,14 +122,14 @@ def test_a_cache_read_in_pieces_gives_what_the_whole_row_gives(options, tiny_mod
     module, params = module_and_params(model, x)
     apply = jax.jit(module.apply)
     whole, _ = apply({"params": params}, x, context_of(config, 2, 9))
-    cache = LatentCache(jnp.zeros((2, 11, LATENT + ROPE)))
+    cache = LatentCache(jnp.zeros((2, 1, 11, LATENT + ROPE)))
     begin = 0
     for seq in (4, 1, 1, 3):
         piece, context = x[:, begin : begin + seq], context_of(config, 2, seq, begin)
         out, cache = apply({"params": params}, piece, context, cache)
         np.testing.assert_allclose(out, whole[:, begin : begin + seq], atol=2e-5)
         begin += seq
-    assert np.abs(cache.latent[:, :9]).min() > 0 == np.abs(cache.latent[:, 9:]).max()
+    assert np.abs(cache.latent[:, :, :9]).min() > 0 == np.abs(cache.latent[:, :, 9:]).max()
 
 
 def test_a_step_of_decoding_never_makes_the_keys_or_values_of_the_heads(tiny_model):
@@ -145,7 +146,7 @@ def test_a_step_of_decoding_never_makes_the_keys_or_values_of_the_heads(tiny_mod
 
     of_heads = keys * 6 * min(PLAIN, VALUE)
     assert max(sizes(keys, None)) >= of_heads
-    assert max(sizes(1, LatentCache(jnp.zeros((1, keys, LATENT + ROPE))))) < of_heads
+    assert max(sizes(1, LatentCache(jnp.zeros((1, 1, keys, LATENT + ROPE))))) < of_heads
 
 
 def test_the_cache_of_deepseek_v3_has_the_published_size():

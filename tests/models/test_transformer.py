@@ -11,8 +11,9 @@ import pytest
 from jaxllm import trees
 from jaxllm.models.attention import Context
 from jaxllm.models.families import FAMILIES
+from jaxllm.models.kv_cache import empty_cache
 from jaxllm.models.parts import Norm
-from jaxllm.models.transformer import Transformer, Unit, empty_cache, init_params, sinusoids
+from jaxllm.models.transformer import Transformer, Unit, init_params, sinusoids
 from jaxllm.ops.rotary import RopeScaling, RotaryConfig, rotation
 
 INPUTS = ("tokens", "positions", "segment_ids")
@@ -195,7 +196,8 @@ def test_decoding_from_a_cache_equals_the_full_forward_pass(model, params):
         )
     )
     padded = jnp.where(positions < lengths[:, None], tokens, 0)[:, :prompt]
-    states, cache, _ = cached(empty_cache(model, batch, length), padded, positions[:, :prompt])
+    empty = empty_cache(model, batch, length, chunk=prompt)
+    states, cache, _ = cached(empty, padded, positions[:, :prompt])
     for row in range(batch):
         np.testing.assert_allclose(
             states[row, : lengths[row]], full[row, : lengths[row]], atol=5e-5
@@ -273,7 +275,7 @@ def test_reading_a_prompt_into_a_cache_takes_memory_linear_in_its_length(
 
     def largest(seq):
         def read(tokens):
-            cache = empty_cache(model, 1, seq)
+            cache = empty_cache(model, 1, seq, chunk=seq)
             return Transformer(model).apply(
                 {"params": params}, tokens, jnp.arange(seq)[None], jnp.ones_like(tokens), cache
             )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.ops.sampling import keep_top_k, keep_top_p, sample
+from jaxllm.ops.sampling import Limits, limited, penalised, sample
 
 PROBABILITIES = np.array([0.1, 0.4, 0.05, 0.25, 0.2], np.float32)
 LOGITS = jnp.log(PROBABILITIES)[None]
@@ -15,20 +15,32 @@ def kept(logits):
     return np.flatnonzero(np.isfinite(np.asarray(logits)[0])).tolist()
 
 
-def draws(count, logits=LOGITS, **options):
+def within(logits, top_k=0, top_p=1.0, min_p=0.0):
+    rows = len(logits)
+    limits = Limits(
+        jnp.full(rows, top_k),
+        jnp.full(rows, top_p, jnp.float32),
+        jnp.full(rows, min_p, jnp.float32),
+    )
+    return limited(logits, limits)
+
+
+def draws(count, logits=LOGITS, temperature=1.0, top_k=0, top_p=1.0):
     keys = jax.random.split(jax.random.key(0), count)
-    return np.asarray(sample(keys, jnp.tile(logits, (count, 1)), **options))
+    limits = Limits(jnp.full(count, top_k), jnp.full(count, top_p), jnp.zeros(count))
+    rows = jnp.tile(logits, (count, 1))
+    return np.asarray(sample(keys, rows, jnp.full(count, temperature), limits))
 
 
 @pytest.mark.parametrize(
     ("k", "expected"), [(0, [0, 1, 2, 3, 4]), (1, [1]), (2, [1, 3]), (9, [0, 1, 2, 3, 4])]
 )
 def test_top_k_keeps_the_k_likeliest(k, expected):
-    assert kept(keep_top_k(LOGITS, k)) == expected
+    assert kept(within(LOGITS, top_k=k)) == expected
 
 
 def test_top_k_keeps_ties():
-    assert kept(keep_top_k(jnp.array([[1.0, 0.0, 1.0, 1.0]]), 2)) == [0, 2, 3]
+    assert kept(within(jnp.array([[1.0, 0.0, 1.0, 1.0]]), top_k=2)) == [0, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -46,15 +58,41 @@ def test_top_k_keeps_ties():
     ],
 )
 def test_top_p_keeps_the_fewest_that_reach_p(p, expected):
-    assert kept(keep_top_p(LOGITS, p)) == expected
+    assert kept(within(LOGITS, top_p=p)) == expected
 
 
 def test_top_p_of_equal_logits_keeps_just_enough():
-    assert len(kept(keep_top_p(jnp.zeros((1, 4)), 0.6))) == 3
+    assert len(kept(within(jnp.zeros((1, 4)), top_p=0.6))) == 3
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"), [(0.0, [0, 1, 2, 3, 4]), (0.26, [1, 3, 4]), (0.55, [1, 3]), (1.0, [1])]
+)
+def test_min_p_keeps_what_is_that_share_of_the_likeliest(p, expected):
+    assert kept(within(LOGITS, min_p=p)) == expected
+
+
+def test_limits_are_each_rows_own_and_all_at_once():
+    rows = jnp.tile(LOGITS, (4, 1))
+    limits = Limits(
+        jnp.array([0, 2, 3, 4]),
+        jnp.array([1.0, 1.0, 0.7, 1.0], jnp.float32),
+        jnp.array([0.0, 0.0, 0.0, 0.55], jnp.float32),
+    )
+    found = [np.flatnonzero(row).tolist() for row in np.isfinite(limited(rows, limits))]
+    # 0.4 and 0.25 are 0.76 of what the three likeliest have.
+    assert found == [[0, 1, 2, 3, 4], [1, 3], [1, 3], [1, 3]]
+
+
+def test_a_penalty_moves_logits_of_either_sign_down():
+    logits = jnp.array([[2.0, -2.0, 1.0, -1.0]] * 2)
+    seen = jnp.array([[True, True, False, False]] * 2)
+    found = penalised(logits, seen, jnp.array([2.0, 1.0]))
+    np.testing.assert_array_equal(found, [[1.0, -4.0, 1.0, -1.0], [2.0, -2.0, 1.0, -1.0]])
 
 
 def test_what_is_kept_is_unchanged():
-    for result in (keep_top_k(LOGITS, 2), keep_top_p(LOGITS, 0.5)):
+    for result in (within(LOGITS, top_k=2), within(LOGITS, top_p=0.5), within(LOGITS, min_p=0.6)):
         np.testing.assert_array_equal(result[0, [1, 3]], LOGITS[0, [1, 3]])
 
 
@@ -78,14 +116,14 @@ def test_top_p_counts_the_tempered_probabilities_that_top_k_left():
 
 def test_temperature_0_takes_the_likeliest_whatever_the_key():
     assert set(draws(50, temperature=0.0)) == {1}
-    assert set(draws(50, temperature=jnp.float32(0.0), top_k=3, top_p=0.9)) == {1}
+    assert set(draws(50, temperature=0.0, top_k=3, top_p=0.9)) == {1}
 
 
 def test_a_key_decides_its_row_alone():
     keys = jax.random.split(jax.random.key(0), 6)
     logits = jax.random.normal(jax.random.key(1), (6, 30))
-    together = sample(keys, logits, temperature=1.0)
-    alone = [int(sample(keys[i][None], logits[i][None], temperature=1.0)[0]) for i in range(6)]
+    together = sample(keys, logits, jnp.ones(6))
+    alone = [int(sample(keys[i][None], logits[i][None], jnp.ones(1))[0]) for i in range(6)]
     assert together.tolist() == alone
     assert together.dtype == jnp.int32
     assert len(set(draws(20, jnp.zeros((1, 1000)), temperature=1.0))) > 10

@@ -11,6 +11,7 @@ from jaxllm.reporting.plots import (
     MOST_POINTS,
     series,
     smoothed,
+    task_charts,
     training_charts,
 )
 
@@ -70,6 +71,23 @@ def test_any_name_and_value_can_be_drawn(recwarn):
 @pytest.mark.parametrize("metrics", [[], [{"step": 1, "time": 0.0, "train/loss": 3.0}]])
 def test_nothing_to_draw(metrics):
     assert training_charts(metrics) == []
+
+
+def test_a_task_measured_with_several_numbers_of_examples_is_a_chart():
+    summary = {
+        f"evaluate/{task}/{shots}_shot/{name}": value
+        for task in ("arc", "a/b")
+        for shots in (8, 0, 2)
+        for name, value in (("score", 0.5), ("stderr", None), ("chance", 0.25), ("cut", 0.0))
+    }
+    charts = task_charts(summary | {"evaluate/one/score": 0.5, "evaluate/two/3_shot/score": 0.5})
+    titles = [f"{task}: score by examples in the prompt" for task in ("arc", "a/b")]
+    assert [chart.title for chart in charts] == titles
+    for chart in charts:
+        ElementTree.fromstring(chart.svg)
+        labels = re.findall(r"<text[^>]*>\s*([^<]*?)\s*</text>", chart.svg)
+        assert labels[:3] == ["0", "2", "8"] and "examples" in labels
+    assert task_charts({"eval/loss": 1.0}) == []
 
 
 def test_long_runs_stay_light():

@@ -93,7 +93,7 @@ def test_samples_are_as_long_as_the_learned_positions_allow(command, tmp_path):
     fields = model | {"steps": 1, "max_new_tokens": 40}
     result = command("pretrain", tmp_path / "refused", prompt="0123456789" * 4, **fields)
     assert result.code == 2
-    assert "config.prompt: 41 tokens are more than the 32 positions" in result.err
+    assert "config.prompt: 41 tokens are more than the 32 that the model sees at once" in result.err
     assert not (tmp_path / "refused" / "config.json").exists()
     assert command("pretrain", tmp_path / "run", **fields).code == 0
     assert {sample.step for sample in read_samples(tmp_path / "run" / "samples.md")} == {1}

@@ -1,0 +1,62 @@
+"""Competitors in processes of their own that work in turn, so that what else the machine does hits
+all alike."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+Step = Callable[[], None]
+
+
+def work(run: Step) -> None:
+    """A competitor: makes three steps for every line it is given, and answers with the seconds of
+    the last two. The first of three is not counted: it finds its memory and the caches taken."""
+    for _ in range(3):
+        run()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        run()
+        seconds = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - begin)
+        print(json.dumps(seconds), flush=True)
+
+
+def measure(
+    script: str, names: Sequence[str], turns: int, environment: Mapping[str, str] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every competitor's steps, two a turn; `script --worker NAME` is to call `work`."""
+    workers = {name: _start(script, name, environment or {}) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(turns):
+        for name, process in workers.items():
+            assert process.stdin is not None and process.stdout is not None
+            time.sleep(0.2)  # threads that spin for more work come to rest
+            process.stdin.write("\n")
+            process.stdin.flush()
+            seconds[name] += json.loads(process.stdout.readline())
+    for process in workers.values():
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+    return seconds
+
+
+def _start(script: str, name: str, environment: Mapping[str, str]) -> subprocess.Popen:
+    """The process of a competitor, compiled and warm."""
+    process = subprocess.Popen(
+        [sys.executable, script, "--worker", name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+    assert process.stdout is not None
+    if process.stdout.readline().strip() != "ready":
+        raise SystemExit(f"{name} ended with {process.wait()} before its first step; see above")
+    return process

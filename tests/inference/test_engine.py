@@ -1,0 +1,594 @@
+"""The engine against repeated full forward passes, and its independence of batch and slot."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers as hf
+
+from jaxllm.errors import UserError
+from jaxllm.inference import decoding, engine
+from jaxllm.inference.engine import Engine
+from jaxllm.inference.requests import Request, Sampling
+from jaxllm.inference.writing import Writing
+from jaxllm.models.families import FAMILIES
+from jaxllm.models.transformer import SHARDING_RULES, Transformer, output_head, param_shapes
+from jaxllm.ops.vocabulary import logits
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
+from jaxllm.sharding.rules import shardings
+from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer
+from jaxllm.tokenizers.config import TokenizerConfig
+from jaxllm.tokenizers.hugging_face import HuggingFaceTokenizer
+from jaxllm.tokenizers.training import train_tokenizer
+
+NEW = 9
+PROMPTS = [(7, 3, 9, 4, 1), (5, 8), (6,), (6, 2, 11, 5, 30, 21, 17, 2, 9, 40, 12), (3, 3, 3)]
+GREEDY = Sampling(NEW, temperature=0.0)
+
+
+class Numbers(ByteTokenizer):
+    """A tokenizer whose text is the ids, each a word."""
+
+    def __init__(self):
+        super().__init__()
+        self.bos_id, self.eos_id = 48, 49
+
+    def decode(self, ids, skip_special_tokens=True):
+        return " ".join(map(str, ids))
+
+
+@pytest.fixture(autouse=True)
+def one_device():
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])) as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return tiny_model(layers=2, tied=False)
+
+
+@pytest.fixture(scope="module")
+def make(tiny_params):
+    """Makes an engine of a model."""
+
+    def made(model, slots=3, context=0, **options):
+        return Engine(model, tiny_params(model), Numbers(), context=context, slots=slots, **options)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def full(tiny_params):
+    """Log-probabilities of every next token of a text, from one pass over all of it."""
+
+    @functools.cache
+    def program(model):
+        @jax.jit
+        def run(tokens):
+            positions = jnp.arange(tokens.shape[1])[None]
+            output = Transformer(model).apply(
+                {"params": tiny_params(model)}, tokens, positions, jnp.ones_like(tokens)
+            )
+            scores = logits(output.hidden, output_head(model, tiny_params(model)))
+            return jax.nn.log_softmax(scores, axis=-1)
+
+        return run
+
+    def of(model, ids):
+        padded = np.zeros((1, 32), np.int32)
+        padded[0, : len(ids)] = ids
+        return np.asarray(program(model)(padded))[0, : len(ids)]
+
+    return of
+
+
+def requests(sampling=GREEDY, prompts=PROMPTS, **options):
+    return [
+        Request(prompt, sampling, seed=number, **options) for number, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_text_and_its_log_probabilities_are_those_of_full_passes(
+    family, tiny_model, make, full
+):
+    """Five prompts of uneven lengths on three slots, one of them longer than any window."""
+    options = {"positions": "learned", "max_positions": 32} if family == "gpt2" else {}
+    model = tiny_model(family=family, **options)
+    for request, done in zip(requests(), make(model).complete(requests()), strict=True):
+        log_probs = full(model, (*request.prompt, *done.ids))
+        begin = len(request.prompt) - 1
+        of_new = log_probs[begin : begin + len(done.ids)]
+        chosen = of_new[np.arange(len(done.ids)), done.ids]
+        assert len(done.ids) == NEW or done.ids[-1] == Numbers().eos_id
+        np.testing.assert_allclose(done.log_probs, chosen, atol=2e-4)
+        # A difference from the likeliest counts only where the two are far apart.
+        np.testing.assert_allclose(chosen, of_new.max(axis=-1), atol=2e-4)
+
+
+def test_scanned_layers_write_what_unrolled_ones_do(tiny_model, make, monkeypatch):
+    """As on GPUs and TPUs."""
+    for family in ("llama", "gemma3"):
+        model = tiny_model(family=family, layers=6)
+        unrolled = make(model).complete(requests())
+        with monkeypatch.context() as patched:
+            patched.setattr(engine, "_prepared", lambda model, params: (model, params))
+            scanned = make(model).complete(requests())
+        assert [done.ids for done in scanned] == [done.ids for done in unrolled]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"latent_width": 8, "rope_head_dim": 4, "kv_heads": 0}, {"family": "mistral", "window": 7}],
+)
+def test_a_prompt_longer_than_a_chunk_is_continued_as_after_a_full_pass(
+    options, tiny_model, tiny_params, make
+):
+    """So long that its attention goes over the cache in blocks."""
+    model = tiny_model(layers=2, **options)
+    prompt = tuple(np.random.default_rng(2).integers(0, 48, 150).tolist())
+    done = make(model).complete([Request(prompt, GREEDY)])[0]
+    text = jnp.array((*prompt, *done.ids))[None]
+    output = Transformer(model).apply(
+        {"params": tiny_params(model)}, text, jnp.arange(text.shape[1])[None], jnp.ones_like(text)
+    )
+    scores = logits(output.hidden, output_head(model, tiny_params(model)))[0, len(prompt) - 1 : -1]
+    of_text = jax.nn.log_softmax(scores)[np.arange(len(done.ids)), list(done.ids)]
+    np.testing.assert_allclose(done.log_probs, of_text, atol=2e-4)
+
+
+def test_long_prompts_are_read_in_chunks(make, tiny_model, full, monkeypatch):
+    model = tiny_model(family="gemma3")
+    whole = make(model).complete(requests())
+    monkeypatch.setattr(engine, "_CHUNK", 4)
+    in_chunks = make(model).complete(requests())
+    assert [done.ids for done in in_chunks] == [done.ids for done in whole]
+
+
+def test_a_window_keeps_no_more_than_its_tokens(tiny_model):
+    cache = jax.eval_shape(
+        lambda: decoding.empty_cache(tiny_model(family="gemma3"), batch=2, length=64)
+    )
+    lengths = [layer.key.shape[-2] for layer in cache[0]]
+    assert lengths == [3, 3, 64]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(NEW, 1.3), Sampling(NEW, 1.3, 20, 0.95)])
+def test_a_text_depends_on_neither_neighbours_nor_slot(model, make, sampling):
+    run = make(model, slots=3)
+    together = run.complete(requests(sampling))
+    for others in (
+        [requests(sampling)[3]],
+        [*requests(Sampling(2 * NEW, 0.7, min_p=0.1))[:4], requests(sampling)[3]],
+        [requests(sampling)[3], *requests(GREEDY)],
+    ):
+        found = run.complete(others)
+        same = found[[other == requests(sampling)[3] for other in others].index(True)]
+        assert same.ids == together[3].ids
+        np.testing.assert_allclose(same.log_probs, together[3].log_probs, atol=1e-5)
+
+
+def test_a_mixture_of_experts_depends_on_no_neighbour_either(tiny_model, make):
+    run = make(tiny_model(family="qwen3_moe"), slots=3)
+    together = run.complete(requests())
+    assert [run.complete([one])[0].ids for one in requests()] == [done.ids for done in together]
+
+
+def test_the_seed_decides_the_text(model, make):
+    run, hot = make(model), Sampling(NEW, 1.5)
+    same = [Request(PROMPTS[0], hot, seed=seed) for seed in (1, 1, 2, 3)]
+    one, again, *others = (done.ids for done in run.complete(same))
+    assert one == again
+    assert len({one, *others}) == 3
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_the_likeliest_alone_is_left_by_the_narrowest_limits(model, make, options):
+    narrow = make(model).complete(requests(Sampling(NEW, 1.0, **options)))
+    greedy = make(model).complete(requests())
+    assert [done.ids for done in narrow] == [done.ids for done in greedy]
+
+
+def test_limits_are_of_each_request_alone(model, make):
+    run = make(model, slots=5)
+    mixed = [Request(PROMPTS[0], Sampling(NEW, 2.0, top_k=k), seed=5) for k in (0, 1, 2)]
+    found = run.complete([*mixed, *requests()])
+    assert found[1].ids == found[3].ids  # top_k of 1 beside a greedy one
+    assert found[0].ids == run.complete(mixed[:1])[0].ids
+    assert found[0].ids != found[1].ids
+
+
+def test_a_repetition_penalty_counts_prompt_and_new_tokens(model, make):
+    penalty = 1.7
+    done = make(model).complete(requests(Sampling(NEW, 0.0, repetition_penalty=penalty)))
+    for request, found in zip(requests(), done, strict=True):
+        text = list(request.prompt)
+        for token in found.ids:
+            # Log-probabilities do not do: the sign of a logit decides.
+            scores = _scores(model, text, make)
+            seen = np.isin(np.arange(len(scores)), text)
+            scores = np.where(
+                seen, np.where(scores > 0, scores / penalty, scores * penalty), scores
+            )
+            assert scores[token] >= scores.max() - 1e-4
+            text.append(token)
+    plain = make(model).complete(requests())
+    assert [found.ids for found in done] != [found.ids for found in plain]
+
+
+def _scores(model, ids, make):
+    run = make(model)
+    output = Transformer(run._model).apply(
+        {"params": run._params},
+        jnp.array(ids)[None],
+        jnp.arange(len(ids))[None],
+        jnp.ones((1, len(ids)), int),
+    )
+    return np.asarray(logits(output.hidden[:, -1:], output_head(run._model, run._params)))[0, 0]
+
+
+def test_stop_ids_end_a_text_with_them(model, make):
+    run = make(model)
+    whole = run.complete(requests())
+    ends = [done.ids[4] for done in whole]
+    cut = run.complete(
+        [Request(p, GREEDY, stop_ids=(48, end)) for p, end in zip(PROMPTS, ends, strict=True)]
+    )
+    for done, before, end in zip(cut, whole, ends, strict=True):
+        length = before.ids.index(end) + 1
+        assert done.ids == before.ids[:length]
+        assert done.finish == "stop"
+        assert done.text == Numbers().decode(done.ids[:-1])
+
+
+def test_stop_strings_end_a_text_before_them(model, make):
+    run = make(model)
+    whole = run.complete(requests())[0]
+    stop = f" {whole.ids[3]} {whole.ids[4]}"
+    cut = run.complete([Request(PROMPTS[0], Sampling(NEW, 0.0, stop=("xyz", stop)))])[0]
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.finish == "stop"
+    assert cut.ids == whole.ids[: len(cut.ids)]
+    assert stop in Numbers().decode(cut.ids)
+    assert stop not in Numbers().decode(cut.ids[:-1])
+
+
+def test_limits_of_length_are_each_requests_own(model, make):
+    lengths = [1, 4, 9, 2, 7]
+    mixed = [
+        Request(prompt, Sampling(length, 0.0))
+        for prompt, length in zip(PROMPTS, lengths, strict=True)
+    ]
+    done = make(model, slots=2).complete(mixed)
+    assert [len(one.ids) for one in done] == lengths
+    assert {one.finish for one in done} == {"length"}
+    whole = make(model).complete(requests())
+    assert all(a.ids == b.ids[: len(a.ids)] for a, b in zip(done, whole, strict=True))
+
+
+def test_equal_prompts_are_read_once(model, make, monkeypatch):
+    read = []
+    prefill = engine.prefill
+    monkeypatch.setattr(
+        engine,
+        "prefill",
+        lambda *args, **named: read.append(args[1].shape) or prefill(*args, **named),
+    )
+    make(model, slots=4).complete([Request(PROMPTS[3], GREEDY, seed=n) for n in range(4)])
+    assert read == [(1, 16)]
+
+
+@pytest.fixture
+def compilations():
+    """The number of programs compiled so far, those of single operations too."""
+    events = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield lambda: len(events)
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 1.0, "top_k": 3}, {"repetition_penalty": 2.0}]
+)
+def test_few_programs_are_compiled_whatever_is_asked(
+    model, make, compilations, sampling, monkeypatch
+):
+    """Calls of 1 to 12 requests of all lengths up to the context, in any order, on 16 slots."""
+    monkeypatch.setattr(engine, "_WORTH_COMPILING", 10**6)
+    run = make(model, slots=16, context=64)
+    draw = np.random.default_rng(0)
+
+    def some(count):
+        return [
+            Request(
+                tuple(draw.integers(0, 48, draw.integers(1, 50)).tolist()),
+                Sampling(length, **{"temperature": 0.0} | sampling),
+            )
+            for length in draw.integers(1, 60, count).tolist()
+        ]
+
+    calls = [some(count) for count in (*range(12, 0, -1), *range(1, 13))]
+    for function in (engine.prefill, engine.decode):
+        function.clear_cache()
+    before = compilations()
+    for call in calls:
+        run.complete(call)
+    assert engine.decode._cache_size() <= 5 * 4  # slots: 1, 2, … 16; rooms: 16, 32, 48, 64
+    assert engine.prefill._cache_size() <= 5 * 3  # rows: 1, or the slots; prompts: 16, 32, 64
+    assert compilations() - before <= 75
+    before = compilations()
+    for call in calls:
+        run.complete(call)
+    assert compilations() == before
+
+
+def test_nothing_waits_for_the_host_once_a_token(model, make, monkeypatch):
+    calls = []
+    decode = engine.decode
+    monkeypatch.setattr(
+        engine, "decode", lambda *args, **named: calls.append(1) or decode(*args, **named)
+    )
+    make(model, slots=5).complete(requests(Sampling(40, 0.0)))
+    assert len(calls) <= 2
+
+
+def test_a_free_slot_is_refilled_while_others_go_on(model, make, monkeypatch):
+    steps = []
+    decode = engine.decode
+
+    def counted(*args, **named):
+        result = decode(*args, **named)
+        steps.append(int(result[2].steps))
+        return result
+
+    monkeypatch.setattr(engine, "decode", counted)
+    lengths = [20, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    make(model, slots=2).complete([Request((5, n), Sampling(n, 0.0)) for n in lengths])
+    assert sum(steps) == 20  # in fixed pairs they would take 30
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_slots_that_nobody_needs_any_more_are_left_out(family, tiny_model, make, monkeypatch):
+    """Once an engine has stood half empty for long; it writes the same."""
+    model, sizes = tiny_model(family=family), []
+    lengths = [3, 30, 9, 2, 4, 17, 5, 2, 6, 3]
+    mixed = [
+        Request((7, number), Sampling(length, 1.2, 30), seed=number)
+        for number, length in enumerate(lengths)
+    ]
+    before = make(model, slots=8).complete(mixed)
+    monkeypatch.setattr(engine, "_WORTH_COMPILING", 8)
+    decode = engine.decode
+
+    def counted(*args, **named):
+        sizes.append(args[1].left.shape[0])
+        return decode(*args, **named)
+
+    monkeypatch.setattr(engine, "decode", counted)
+    run = make(model, slots=8)
+    run.complete(mixed)
+    sizes.clear()
+    assert [done.ids for done in run.complete(mixed)] == [done.ids for done in before]
+    assert sizes[0] == 8 and sizes[-1] == 1
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_stream_gives_the_text_in_pieces(tiny_model, tiny_params):
+    model, tokenizer = tiny_model(vocab_size=273, tied=False), ByteTokenizer()
+    run = Engine(model, tiny_params(model), tokenizer, context=0)
+    request = Request(tuple(tokenizer.encode("ab")), Sampling(24, 1.0, stop=("~~",)), seed=3)
+    pieces = list(run.stream(request))
+    assert "".join(pieces) == run.complete([request])[0].text
+    assert len(pieces) > 3
+
+
+def written_in_bursts(tokenizer, prompt, ids, burst, **options):
+    """What is shown after each burst, and the completion."""
+    request = Request(prompt, Sampling(len(ids), **options), stop_ids=(tokenizer.eos_id,))
+    writing, shown = Writing(request, tokenizer, shown=True), []
+    for begin in range(0, len(ids), burst):
+        some = np.array([*ids[begin : begin + burst], -1])
+        writing.extend(some, np.zeros(len(some), np.float32))
+        shown.append(writing.settled_text())
+        if writing.finish:
+            break
+    return shown, writing.completion()
+
+
+def byte_fallback_tokenizer():
+    """In the manner of Llama 2: bytes for what is no token, a blank before each word, and the one
+    that begins a text left out."""
+    pieces = ["<unk>", "<s>", "</s>", "\u2581", "a", "b", "\u2581a", "\u2581b"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    vocabulary |= {f"<0x{byte:02X}>": len(pieces) + byte for byte in range(256)}
+    backend = hf.Tokenizer(
+        hf.models.BPE(
+            vocabulary,
+            [("\u2581", "a"), ("\u2581", "b")],
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+    )
+    backend.normalizer = hf.normalizers.Sequence(
+        [hf.normalizers.Prepend("\u2581"), hf.normalizers.Replace(" ", "\u2581")]
+    )
+    decoders = hf.decoders
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return HuggingFaceTokenizer(backend.to_str())
+
+
+@pytest.mark.parametrize("make_tokenizer", [ByteTokenizer, byte_fallback_tokenizer])
+@pytest.mark.parametrize("burst", [1, 3, 100])
+def test_what_is_shown_never_changes_and_has_no_half_characters(make_tokenizer, burst):
+    tokenizer, text = make_tokenizer(), "a é漢字é b"
+    ids = tokenizer.encode(text)
+    shown, done = written_in_bursts(tokenizer, (tokenizer.bos_id,), ids, burst)
+    assert shown[-1] == done.text == text
+    assert all("\ufffd" not in part for part in shown)
+    assert all(later.startswith(part) for part, later in itertools.pairwise(shown))
+
+
+@pytest.mark.parametrize("make_tokenizer", [ByteTokenizer, byte_fallback_tokenizer])
+def test_a_stop_string_ends_a_text_at_the_same_token_whatever_the_bursts(make_tokenizer):
+    tokenizer = make_tokenizer()
+    ids = tokenizer.encode("a aé漢字é b")
+    found = [
+        written_in_bursts(tokenizer, (tokenizer.bos_id,), ids, burst, stop=("字", "é"))
+        for burst in (1, 3, 100)
+    ]
+    assert {done for _, done in found} == {found[0][1]}
+    assert found[0][1].text == "a a"
+    assert found[0][1].finish == "stop"
+    assert not any("é" in part for shown, _ in found for part in shown)
+
+
+def test_what_may_be_the_beginning_of_a_stop_string_is_not_shown_yet():
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode("a<e b<end> c")
+    shown, done = written_in_bursts(tokenizer, (tokenizer.bos_id,), ids, 1, stop=("<end>",))
+    assert shown == ["a", "a", "a", "a<e ", "a<e b", *["a<e b"] * 5]
+    assert done.text == "a<e b"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "charbpe", "sentencepiece_bpe", "llama"])
+def test_a_prompt_and_its_continuation_make_the_whole_text(kind):
+    words = "the quick brown fox jumps over the lazy dog"
+    if kind == "llama":
+        tokenizer, words = byte_fallback_tokenizer(), "a b a b"
+    else:
+        sizes = {"wordpiece": 90, "charbpe": 90}
+        config = TokenizerConfig(kind=kind, vocab_size=sizes.get(kind, 305))
+        tokenizer = train_tokenizer(config, [words] * 20)
+    ids = tokenizer.encode(words)
+    for cut in range(1, len(ids)):
+        _, done = written_in_bursts(tokenizer, tuple(ids[:cut]), ids[cut:], 100)
+        assert tokenizer.decode(ids[:cut]) + done.text == words
+
+
+@pytest.fixture(scope="module")
+def trained_tokenizer():
+    words = ["the quick brown fox jumps over the lazy dog"]
+    return train_tokenizer(TokenizerConfig(vocab_size=300), words)
+
+
+def test_texts_continue_prompts_as_beginnings_of_documents(
+    trained_tokenizer, tiny_model, tiny_params
+):
+    tokenizer = trained_tokenizer
+    model = tiny_model(vocab_size=tokenizer.vocab_size, layers=2, tied=False)
+    run = Engine(model, tiny_params(model), tokenizer, context=64)
+    prompts = ["the fox", "", "a lazy dog over"]
+    asked = [Request((tokenizer.bos_id, *tokenizer.encode(prompt)), GREEDY) for prompt in prompts]
+    texts = run.generate(prompts, GREEDY)
+    assert texts == [done.text for done in run.complete(asked)]
+    assert len(set(texts)) == 3
+    hot = Sampling(NEW)
+    before = run.generate(["fox", "fox", "the dog"], hot)
+    assert run.generate(["fox", "fox", "the dog"], hot) == before
+    assert before[0] != before[1]  # the same prompt in another row draws anew
+    assert run.generate(["fox", "a lazy dog jumps", "quick"], hot)[0] == before[0]
+    assert run.generate(["fox", "fox", "the dog"], hot, seed=1) != before
+
+
+def test_a_text_keeps_to_the_context_and_a_longer_prompt_is_refused(model, make):
+    run = make(model, context=8)
+    done = run.complete([Request(PROMPTS[0], Sampling(40, 0.0))])[0]
+    assert len(done.ids) == 4  # the last one is never read
+    assert done.finish == "length"
+    with pytest.raises(UserError, match=r"^prompt: 11 tokens are more than the 8 .* sees at once"):
+        run.complete(requests())
+    with pytest.raises(UserError, match=r"^prompt: is empty"):
+        run.complete([Request((), GREEDY)])
+    assert run.complete([]) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("temperature", -1.0),
+        ("temperature", float("nan")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("min_p", 2.0),
+        ("repetition_penalty", 0.0),
+        ("stop", "END"),
+        ("stop", ("",)),
+    ],
+)
+def test_a_senseless_sampling_is_refused_by_the_name_of_its_field(field, value):
+    with pytest.raises((ValueError, TypeError), match=field):
+        Sampling(**{field: value})
+
+
+def test_ids_of_another_vocabulary_are_refused(model, make):
+    for wrong in (50, -1):
+        with pytest.raises(UserError, match=r"^prompt: has token ids outside .* of 50"):
+            make(model).complete([Request((1, wrong), GREEDY)])
+
+
+def test_all_learned_positions_are_written_to_and_no_more(tiny_model, make, full):
+    model = tiny_model(layers=1, positions="learned", max_positions=8)
+    done = make(model, context=8).complete([Request(PROMPTS[0], Sampling(40, 0.0))])[0]
+    log_probs = full(tiny_model(layers=1, positions="learned", max_positions=8), PROMPTS[0])
+    assert len(done.ids) == 4
+    assert done.ids[0] == log_probs[-1].argmax()
+
+
+def test_a_prompt_that_is_a_prefix_sees_all_of_itself(tiny_model, tiny_params, make):
+    model = tiny_model(layers=2)
+    done = make(model, prompt_is_prefix=True).complete(requests())
+
+    @jax.jit
+    def likeliest(tokens, prefix):
+        positions = jnp.arange(tokens.shape[1])[None]
+        prefix = jnp.broadcast_to(prefix, tokens.shape)
+        output = Transformer(model).apply(
+            {"params": tiny_params(model)},
+            tokens,
+            positions,
+            jnp.ones_like(tokens),
+            prefix=prefix,
+        )
+        return jnp.argmax(logits(output.hidden, output_head(model, tiny_params(model))), axis=-1)
+
+    for request, found in zip(requests(), done, strict=True):
+        length = len(request.prompt)
+        text = np.full((1, 24), 7, np.int32)
+        text[0, : length + len(found.ids)] = (*request.prompt, *found.ids)
+        expected = np.asarray(likeliest(text, length))[0, length - 1 :][: len(found.ids)]
+        np.testing.assert_array_equal(found.ids, expected)
+    assert [one.ids for one in done] != [one.ids for one in make(model).complete(requests())]
+
+
+def test_a_model_that_sees_both_ways_is_refused(tiny_model):
+    with pytest.raises(UserError, match=r"config\.model\.causal=False.* cannot continue a text"):
+        Engine(tiny_model(causal=False), {}, Numbers(), context=0)
+
+
+def test_a_mesh_of_devices_writes_the_same(model, make, tiny_params):
+    alone = make(model, slots=4).complete(requests())
+    mesh = make_mesh(MeshConfig(data=2, tensor=2), jax.devices()[:4])
+    params = jax.device_put(
+        tiny_params(model), shardings(param_shapes(model), SHARDING_RULES, mesh)
+    )
+    with jax.set_mesh(mesh):
+        sharded = Engine(model, params, Numbers(), context=0, slots=4).complete(requests())
+    assert [done.ids for done in sharded] == [done.ids for done in alone]
