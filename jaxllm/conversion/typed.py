@@ -15,7 +15,7 @@ Theirs = Mapping[str, Any]
 
 LARGEST = 1_000_000_000
 """Of sizes and positions: dimensions and indices are kept in 32 bits."""
-MOST_PARTS = 2048
+MOST_PARTS = 1024
 """Of layers and of experts, each of which has tensors of its own."""
 
 
