@@ -51,7 +51,7 @@ def engine():
     class Silent:
         """A tokenizer whose end is never written; to decode is not measured on either side."""
 
-        eos_id = VOCAB
+        eos_id, special_ids = VOCAB, frozenset()
 
         def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
             return ""

@@ -63,7 +63,7 @@ def make(tiny_params):
 
 @pytest.fixture(scope="module")
 def full(tiny_params):
-    """Log-probabilities of every next token of a text, from one pass over all of it."""
+    """Logits of every next token of a text, from one pass over all of it."""
 
     @functools.cache
     def program(model):
@@ -73,8 +73,7 @@ def full(tiny_params):
             output = Transformer(model).apply(
                 {"params": tiny_params(model)}, tokens, positions, jnp.ones_like(tokens)
             )
-            scores = logits(output.hidden, output_head(model, tiny_params(model)))
-            return jax.nn.log_softmax(scores, axis=-1)
+            return logits(output.hidden, output_head(model, tiny_params(model)))
 
         return run
 
@@ -100,7 +99,7 @@ def test_greedy_text_and_its_log_probabilities_are_those_of_full_passes(
     options = {"positions": "learned", "max_positions": 32} if family == "gpt2" else {}
     model = tiny_model(family=family, **options)
     for request, done in zip(requests(), make(model).complete(requests()), strict=True):
-        log_probs = full(model, (*request.prompt, *done.ids))
+        log_probs = jax.nn.log_softmax(full(model, (*request.prompt, *done.ids)))
         begin = len(request.prompt) - 1
         of_new = log_probs[begin : begin + len(done.ids)]
         chosen = of_new[np.arange(len(done.ids)), done.ids]
@@ -202,14 +201,14 @@ def test_limits_are_of_each_request_alone(model, make):
     assert found[0].ids != found[1].ids
 
 
-def test_a_repetition_penalty_counts_prompt_and_new_tokens(model, make):
+def test_a_repetition_penalty_counts_prompt_and_new_tokens(model, make, full):
     penalty = 1.7
     done = make(model).complete(requests(Sampling(NEW, 0.0, repetition_penalty=penalty)))
     for request, found in zip(requests(), done, strict=True):
         text = list(request.prompt)
         for token in found.ids:
             # Log-probabilities do not do: the sign of a logit decides.
-            scores = _scores(model, text, make)
+            scores = full(model, text)[-1]
             seen = np.isin(np.arange(len(scores)), text)
             scores = np.where(
                 seen, np.where(scores > 0, scores / penalty, scores * penalty), scores
@@ -218,17 +217,6 @@ def test_a_repetition_penalty_counts_prompt_and_new_tokens(model, make):
             text.append(token)
     plain = make(model).complete(requests())
     assert [found.ids for found in done] != [found.ids for found in plain]
-
-
-def _scores(model, ids, make):
-    run = make(model)
-    output = Transformer(run._model).apply(
-        {"params": run._params},
-        jnp.array(ids)[None],
-        jnp.arange(len(ids))[None],
-        jnp.ones((1, len(ids)), int),
-    )
-    return np.asarray(logits(output.hidden[:, -1:], output_head(run._model, run._params)))[0, 0]
 
 
 def test_stop_ids_end_a_text_with_them(model, make):
@@ -547,9 +535,8 @@ def test_ids_of_another_vocabulary_are_refused(model, make):
 def test_all_learned_positions_are_written_to_and_no_more(tiny_model, make, full):
     model = tiny_model(layers=1, positions="learned", max_positions=8)
     done = make(model, context=8).complete([Request(PROMPTS[0], Sampling(40, 0.0))])[0]
-    log_probs = full(tiny_model(layers=1, positions="learned", max_positions=8), PROMPTS[0])
     assert len(done.ids) == 4
-    assert done.ids[0] == log_probs[-1].argmax()
+    assert done.ids[0] == full(model, PROMPTS[0])[-1].argmax()
 
 
 def test_a_prompt_that_is_a_prefix_sees_all_of_itself(tiny_model, tiny_params, make):

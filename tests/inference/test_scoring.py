@@ -196,9 +196,11 @@ def test_an_empty_continuation_is_certain_and_no_pairs_are_no_trouble(score):
 
 
 def test_a_model_that_gives_no_numbers_is_refused(model, tiny_params):
+    mesh = make_mesh(MeshConfig())
     broken = jax.tree.map(lambda array: array * jnp.nan, tiny_params(model))
+    broken = jax.device_put(broken, NamedSharding(mesh, PartitionSpec()))
     with (
-        jax.set_mesh(make_mesh(MeshConfig())),
+        jax.set_mesh(mesh),
         pytest.raises(UserError, match="outputs are not finite numbers"),
     ):
         log_likelihoods(model, broken, [Pair((1, 2), (2,))], context=LIMIT, batch_size=4)

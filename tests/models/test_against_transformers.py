@@ -4,6 +4,7 @@ That needs the extra `peers` (`make test-all` installs it). For machines without
 of each family are stored here, of weights that a formula gives; with it, theirs must be the same.
 """
 
+import copy
 import dataclasses
 import zlib
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from jaxllm.conversion.reading import read_params
 from jaxllm.conversion.tables import TABLES
 from jaxllm.conversion.weights import linear, norm
 from jaxllm.conversion.writing import write_published
+from jaxllm.inference.engine import Engine
+from jaxllm.inference.requests import Request, Sampling
 from jaxllm.models.config import ModelConfig, TransformerConfig
 from jaxllm.models.families import FAMILIES, architecture
 from jaxllm.models.transformer import Transformer, output_head, param_shapes
@@ -34,6 +37,7 @@ from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.tokenizers.hugging_face import HuggingFaceTokenizer
 
 VOCAB, SEQ, WIDTH, HEADS, HEAD_DIM, LAYERS = 40, 24, 16, 4, 8, 7
+NEW, POSITIONS = 64, 96
 LENGTHS = [11, 4, 9]  # documents of a packed row, the first longer than a window
 SIZES = {
     "layers": LAYERS,
@@ -42,7 +46,7 @@ SIZES = {
     "kv_heads": 2,
     "head_dim": HEAD_DIM,
     "mlp_width": 32,
-    "max_positions": 64,
+    "max_positions": POSITIONS,
     "dtype": "float32",
     "attention": "xla",
 }
@@ -54,7 +58,7 @@ THEIR_SIZES = {
     "num_key_value_heads": 2,
     "head_dim": HEAD_DIM,
     "intermediate_size": 32,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": POSITIONS,
     "attn_implementation": "eager",
     "pad_token_id": 0,
 }
@@ -104,7 +108,13 @@ def case(theirs, their_options=None, **our_options):
 CASES = {
     "gpt2": case(
         "GPT2",
-        {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64, "n_inner": 32},
+        {
+            "n_embd": WIDTH,
+            "n_layer": LAYERS,
+            "n_head": HEADS,
+            "n_positions": POSITIONS,
+            "n_inner": 32,
+        },
         family="gpt2",
         kv_heads=HEADS,
         head_dim=0,
@@ -352,6 +362,36 @@ def test_packed_documents_have_the_logits_they_have_alone(pair, packed_rows):
         alone = their_logits(pair.their, row["tokens"][:, here].astype(np.int64))[0]
         np.testing.assert_allclose(ours[here], alone, atol=1e-4, rtol=1e-4)
         begin += length
+
+
+@pytest.mark.slow
+def test_greedy_text_is_that_of_their_generate(pair, small_tokenizer):
+    """Prompts of uneven lengths at once, on both sides."""
+    import torch
+
+    draw = np.random.default_rng(3)
+    prompts = [tuple(draw.integers(4, VOCAB, length).tolist()) for length in (3, 12, 7, 1, 9)]
+    endless = copy.copy(small_tokenizer)
+    endless.eos_id = VOCAB
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        engine = Engine(pair.model, pair.params, endless, context=POSITIONS, slots=4)
+        ours = engine.complete([Request(prompt, Sampling(NEW, 0.0)) for prompt in prompts])
+    longest = max(map(len, prompts))
+    padded = np.array([(0,) * (longest - len(prompt)) + prompt for prompt in prompts])
+    pair.their.generation_config.eos_token_id = None
+    theirs = pair.their.generate(
+        torch.tensor(padded),
+        attention_mask=torch.tensor(padded > 0).long(),
+        max_new_tokens=NEW,
+        do_sample=False,
+    )[:, longest:].tolist()
+    for prompt, our, their in zip(prompts, ours, theirs, strict=True):
+        assert len(our.ids) == len(their) == NEW
+        different = [step for step in range(NEW) if our.ids[step] != their[step]]
+        if different:  # which counts only where their two best logits are apart
+            text = np.array([[*prompt, *their[: different[0]]]])
+            first, second = np.sort(their_logits(pair.their, text)[0, -1])[:-3:-1]
+            assert first - second < 1e-4, (different[0], first, second)
 
 
 def is_published_case(name):

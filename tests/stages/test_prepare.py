@@ -1,5 +1,6 @@
 """The prepare stage: made once for others to share, and killed at any moment without harm."""
 
+import contextlib
 import json
 import os
 import signal
@@ -107,7 +108,7 @@ def test_killed_while_it_writes_it_ends_with_the_same_store(
     process = start(arguments("prepare", killed, fields))
     deadline = time.monotonic() + 120
     # A folder of this name shows that tokenising, or planning, is under way.
-    while not list(killed.rglob(moment)) and process.poll() is None:
+    while not appeared(killed, moment) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
@@ -127,6 +128,13 @@ def large_text(corpus, tmp_path_factory) -> Path:
             words = " ".join(lines[(number + k) % len(lines)] for k in range(1 + number % 40))
             file.write(json.dumps({"text": f"{number} {words}"}) + "\n")
     return path
+
+
+def appeared(folder, name):
+    """Whether there is a file of that name; folders on the way may be renamed meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return any(folder.rglob(name))
+    return False
 
 
 def start(arguments):
