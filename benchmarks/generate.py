@@ -15,15 +15,14 @@ and write the same texts.
 """
 
 import argparse
-import os
 import statistics
 from collections.abc import Callable
 
 import numpy as np
 from in_turn import Step, measure, work
+from llama import HEADS, LAYERS, MLP, VOCAB, WIDTH, transformers_llama
 
 PROMPT, NEW = 64, 128
-WIDTH, LAYERS, HEADS, MLP, VOCAB = 256, 8, 4, 704, 8192
 SLOTS, REQUESTS, SHORT_PROMPT, SHORTEST, LONGEST = 16, 64, 16, 8, 256
 PEERS = {
     "jaxllm_1": "transformers_1",
@@ -84,24 +83,10 @@ def jaxllm_step(batch: int) -> Step:
 def transformers_step(batch: int) -> Step:
     """`generate` of Transformers, with its cache."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    torch.set_num_threads(os.cpu_count() or 1)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=MLP,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        attn_implementation="sdpa",
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = transformers_llama(
+        max_position_embeddings=1024, bos_token_id=None, eos_token_id=None, pad_token_id=0
+    ).eval()
     rows = torch.tensor(prompts(batch, PROMPT))
 
     def run() -> None:

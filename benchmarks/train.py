@@ -19,8 +19,9 @@ import sys
 from collections.abc import Callable
 
 from in_turn import Step, measure, work
+from llama import HEADS, LAYERS, MLP, VOCAB, WIDTH, transformers_llama
 
-BATCH, SEQ, WIDTH, LAYERS, HEADS, MLP, VOCAB = 16, 256, 256, 8, 4, 704, 8192
+BATCH, SEQ = 16, 256
 TOKENS = BATCH * SEQ
 COMPETITORS = ("jaxllm", "eager", "compiled", "plain_flax", "products", "torch_products")
 # Arrays that are made and freed in every step cost a page fault for each 4 KiB: with `large-pages`
@@ -110,22 +111,8 @@ def plain_flax_step() -> Step:
 def transformers_step(compiled: bool) -> Step:
     """A step of Transformers' Llama with PyTorch's fused AdamW."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    torch.set_num_threads(os.cpu_count() or 1)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=MLP,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        max_position_embeddings=SEQ,
-        tie_word_embeddings=True,
-        attn_implementation="sdpa",
-        use_cache=False,
-    )
-    model = LlamaForCausalLM(config).train()
+    model = transformers_llama(max_position_embeddings=SEQ, use_cache=False).train()
     forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
     tokens = torch.randint(0, VOCAB, (BATCH, SEQ))

@@ -1,27 +1,20 @@
 """Chat templates: messages become text, and token ids in which no message can forge a mark.
 
-A template is Jinja source, as `AutoTokenizer` has it, run in Jinja's sandbox. It may be any text
-from a file that somebody else made: it sees the messages and nothing of Python.
+A template is Jinja source, as `AutoTokenizer` has it, run in a sandbox (`template_sandbox.py`).
 """
 
 import contextlib
 import dataclasses
-import datetime
 import functools
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
 from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from jaxllm.errors import UserError
+from jaxllm.tokenizers import template_sandbox
 from jaxllm.tokenizers.builtin_templates import BUILTIN_TEMPLATES, suitable_template
 from jaxllm.tokenizers.interface import Tokenizer, check_unicode
 
@@ -30,9 +23,6 @@ Message = Mapping[str, Any]
 
 _ROLE = re.compile(r"[\w-]+")
 _VERBATIM_KEYS = ("role", "type")  # names that templates ask for, not text that somebody wrote
-_STEPS = 200_000  # of a rendering; conversations take some for each message
-# A filter and a variable that no template can name.
-_STEP, _WORK = "a step", "the steps left"
 _STAND_INS = range(0xFDD0, 0xFDF0)  # code points that are no characters, for good
 
 
@@ -147,7 +137,7 @@ class ChatTemplate:
     @functools.cached_property
     def _searched(self) -> re.Pattern[str]:
         """The marks that the template searches messages for."""
-        literals = "\n".join(_searched_literals(_environment().parse(self.source)))
+        literals = "\n".join(_searched_literals(template_sandbox.parse(self.source)))
         found = set(self._mark.findall(literals))
         return _any_of(mark for mark in found if self._marks[mark] not in self.stop_ids)
 
@@ -188,16 +178,14 @@ class ChatTemplate:
         tokenizer = self.tokenizer
         roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
         roles |= {"unk": tokenizer.unk_id} if tokenizer.unk_id is not None else {}
-        work = _Work(_STEPS)
+        variables = {
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            **{f"{role}_token": texts.get(index, "") for role, index in roles.items()},
+        }
         try:
-            text = _compiled(self.source).render(
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                range=work.range,
-                **{f"{role}_token": texts.get(index, "") for role, index in roles.items()},
-                **{_WORK: work},
-            )
+            text = template_sandbox.render(self.source, variables)
             check_unicode([text])
             return text
         except Exception as error:  # of whatever the template does
@@ -246,126 +234,10 @@ def chat_template(tokenizer: Tokenizer, named: str = "") -> ChatTemplate:
             )
         template = ChatTemplate(found, tokenizer)
     try:
-        _compiled(template.source)
+        template_sandbox.compiled(template.source)
     except Exception as error:  # of whatever the source may be, as one that nests too deeply
         raise UserError(f"chat template ({template.name}): is no Jinja: {error}") from None
     return template
-
-
-class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` around what the assistant writes: only its content."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
-
-
-@dataclasses.dataclass
-class _Work:
-    """The steps that a rendering may still take: it is to end in reasonable time."""
-
-    left: int
-
-    def spend(self, steps: int) -> None:
-        self.left -= steps
-        if self.left < 0:
-            raise jinja2.TemplateError(
-                f"takes more than {_STEPS:,} steps; its loops, macros or products are too large"
-            )
-
-    def range(self, *arguments: int) -> range:
-        numbers = range(*arguments)
-        self.spend(len(numbers))
-        return numbers
-
-
-def _counted(tree: nodes.Template) -> nodes.Template:
-    """`tree`, in which each run of what can run more than once takes a step."""
-    for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block))):
-        assert isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock | nodes.Block)
-        step = nodes.Filter(nodes.Const(True), _STEP, [], [], None, None, lineno=node.lineno)
-        node.body.insert(0, nodes.ExprStmt(step, lineno=node.lineno))
-        if isinstance(node, nodes.For) and node.test:  # `for x in y if test`
-            node.test = nodes.And(step, node.test, lineno=node.lineno)
-    tree.set_environment(_environment())
-    return tree
-
-
-@jinja2.pass_context
-def _step(context: Context, value: bool) -> bool:
-    context[_WORK].spend(1)
-    return value
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """One in which operators take steps for what they make, before they make it."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        context[_WORK].spend(_size(operator, left, right))
-        return super().call_binop(context, operator, left, right)
-
-
-def _size(operator: str, left: Any, right: Any) -> int:
-    """About how many characters, elements or bits an operator makes of small operands."""
-    match operator, left, right:
-        case "*", int(), int():
-            return left.bit_length() + right.bit_length()
-        case ("*", Sized() as row, int() as times) | ("*", int() as times, Sized() as row):
-            return len(row) * max(times, 0)
-        case "**", int(), int():
-            return left.bit_length() * max(right, 0)
-        case "%", str() | bytes(), _:  # widths and precisions, `*` being one among the operands
-            numbers = right if isinstance(right, tuple) else ()
-            widest = max((abs(n) for n in numbers if isinstance(n, int)), default=0)
-            return sum(map(int, re.findall("[0-9]+", str(left)))) + str(left).count("*") * widest
-    return 0
-
-
-@functools.cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as templates in tokenizer files are written for."""
-    environment = _Sandbox(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_Generation, "jinja2.ext.loopcontrols"],
-    )
-    del environment.globals["lipsum"]  # filler text of any length
-    environment.filters["tojson"] = _to_json
-    environment.filters[_STEP] = _step
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _now
-    return environment
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(source: str) -> jinja2.Template:
-    return _environment().from_string(_counted(_environment().parse(source)))
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as it is, where Jinja's own filter would escape it for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
 
 
 def _searched_literals(tree: nodes.Template) -> Iterator[str]:

@@ -1,0 +1,171 @@
+"""Jinja for templates that somebody else made: they see their variables and nothing of Python.
+
+A rendering takes a limited number of steps, so that it ends in reasonable time.
+"""
+
+import dataclasses
+import datetime
+import functools
+import json
+import re
+from collections.abc import Mapping, Sized
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+_STEPS = 200_000  # of a rendering; conversations take some for each message
+# A filter and a variable that no template can name.
+_STEP, _WORK = "a step", "the steps left"
+
+
+def render(source: str, variables: Mapping[str, Any]) -> str:
+    """The text that a template writes.
+
+    Args:
+        source: Jinja source.
+        variables: what it may read, by name.
+
+    Raises:
+        jinja2.TemplateError: it is no Jinja, calls `raise_exception`, reaches for what it may not,
+            or takes too many steps.
+        Exception: of whatever else it does, as a division by zero.
+    """
+    work = _Work(_STEPS)
+    return compiled(source).render({**variables, "range": work.range, _WORK: work})
+
+
+@functools.lru_cache(maxsize=16)
+def compiled(source: str) -> jinja2.Template:
+    """The program of a template, for `render`.
+
+    Raises:
+        jinja2.TemplateSyntaxError: the source is no Jinja.
+        RecursionError: it nests too deeply.
+    """
+    return _environment().from_string(_counted(parse(source)))
+
+
+def parse(source: str) -> nodes.Template:
+    """The syntax tree of a template.
+
+    Raises:
+        jinja2.TemplateSyntaxError: the source is no Jinja.
+        RecursionError: it nests too deeply.
+    """
+    return _environment().parse(source)
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` around what the assistant writes: only its content."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+@dataclasses.dataclass
+class _Work:
+    """The steps that a rendering may still take: it is to end in reasonable time."""
+
+    left: int
+
+    def spend(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise jinja2.TemplateError(
+                f"takes more than {_STEPS:,} steps; its loops, macros or products are too large"
+            )
+
+    def range(self, *arguments: int) -> range:
+        numbers = range(*arguments)
+        self.spend(len(numbers))
+        return numbers
+
+
+def _counted(tree: nodes.Template) -> nodes.Template:
+    """`tree`, in which each run of what can run more than once takes a step."""
+    for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block))):
+        assert isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock | nodes.Block)
+        step = nodes.Filter(nodes.Const(True), _STEP, [], [], None, None, lineno=node.lineno)
+        node.body.insert(0, nodes.ExprStmt(step, lineno=node.lineno))
+        if isinstance(node, nodes.For) and node.test:  # `for x in y if test`
+            node.test = nodes.And(step, node.test, lineno=node.lineno)
+    tree.set_environment(_environment())
+    return tree
+
+
+@jinja2.pass_context
+def _step(context: Context, value: bool) -> bool:
+    context[_WORK].spend(1)
+    return value
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """One in which operators take steps for what they make, before they make it."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        context[_WORK].spend(_size(operator, left, right))
+        return super().call_binop(context, operator, left, right)
+
+
+def _size(operator: str, left: Any, right: Any) -> int:
+    """About how many characters, elements or bits an operator makes of small operands."""
+    match operator, left, right:
+        case "*", int(), int():
+            return left.bit_length() + right.bit_length()
+        case ("*", Sized() as row, int() as times) | ("*", int() as times, Sized() as row):
+            return len(row) * max(times, 0)
+        case "**", int(), int():
+            return left.bit_length() * max(right, 0)
+        case "%", str() | bytes(), _:  # widths and precisions, `*` being one among the operands
+            numbers = right if isinstance(right, tuple) else ()
+            widest = max((abs(n) for n in numbers if isinstance(n, int)), default=0)
+            return sum(map(int, re.findall("[0-9]+", str(left)))) + str(left).count("*") * widest
+    return 0
+
+
+@functools.cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as templates in tokenizer files are written for."""
+    environment = _Sandbox(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, "jinja2.ext.loopcontrols"],
+    )
+    del environment.globals["lipsum"]  # filler text of any length
+    environment.filters["tojson"] = _to_json
+    environment.filters[_STEP] = _step
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _now
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is, where Jinja's own filter would escape it for HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
