@@ -18,3 +18,8 @@ class Preempted(BaseException):
     """
 
     exit_code = 75
+
+    def __init__(self, message: str, *, together: bool = False) -> None:
+        """`together`: every process of the run stops here, after the same step."""
+        super().__init__(message)
+        self.together = together

@@ -1,8 +1,10 @@
 """The one entry: `python -m jaxllm.main --config=configs/STAGE.py[:PRESET] --workdir=DIR`.
 
-Any field is overridden by `--config.path.to.field=value`. Exit codes: 0 done; 2 the user's
-mistake, told in one line; 75 stopped by a signal after saving, to be run again; 141 nobody reads
-the output any more, as where it goes to `head`; 1 anything else, with a traceback.
+Any field is overridden by `--config.path.to.field=value`. Several processes run one command with
+`--coordinator=HOST:PORT --processes=N --process=I` in each, or `--processes=auto`, or started by
+SLURM or Kubernetes. Exit codes: 0 done; 2 the user's mistake, told in one line; 75 stopped by a
+signal after saving, or another process is lost, to be run again; 141 nobody reads the output any
+more, as where it goes to `head`; 1 anything else, with a traceback.
 """
 
 import contextlib
@@ -12,7 +14,8 @@ import io
 import os
 import select
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -21,6 +24,7 @@ from jaxllm import command_line
 from jaxllm import config as configuration
 from jaxllm.errors import Preempted, UserError
 from jaxllm.preemption import end_on_signals
+from jaxllm.supervisor import ProcessGroup, Supervisor, process_group, supervise
 
 STAGES = {
     "tokenizer": ("jaxllm.stages.tokenizer", "TrainTokenizerConfig"),
@@ -34,35 +38,102 @@ STAGES = {
 }
 """Each stage's module, with its `run(config, workdir)`, and the dataclass of its configuration."""
 
+_MADE_BY_ONE = ("tokenizer", "prepare")
+"""Stages whose work one process does, while the others wait."""
+_SINGLE = ("chat", "import_hf", "export_hf")
+"""Stages that have to be run as a single process."""
+
 # What only the user can mend: a place that cannot be read or written, a full disk.
 _USERS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR)
 _UNREAD = 128 + 13  # as shells tell that SIGPIPE ended a program
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code; unexpected errors pass through."""
+    """Runs the command and returns its exit code; unexpected errors pass through.
+
+    As one of several processes it does not return in the process that does the work.
+    """
     if not arguments or {"-h", "--help"} & set(arguments):
         print(f"{__doc__}\nStages: {', '.join(STAGES)}. Fields: docs/configuration.md.")
         return 0
+    try:
+        group, arguments = process_group(arguments, os.environ)
+    except UserError as error:
+        _tell(str(error))
+        return error.exit_code
+    if group is None:
+        return _outcome(lambda: run(*command_line.parse(arguments)), _tell)
+    supervisor = supervise()
+    if isinstance(supervisor, int):
+        return supervisor
+    return _work_in_group(arguments, group, supervisor)
+
+
+def _work_in_group(arguments: Sequence[str], group: ProcessGroup, supervisor: Supervisor) -> int:
+    """Runs the command as one of several processes; returns only if it has not joined them."""
+    from jaxllm.sharding.processes import Membership, is_main, say
+
+    membership = Membership(supervisor)
+    config, workdir = ConfigDict(), None
+
+    def join() -> None:
+        nonlocal config, workdir
+        config, workdir = command_line.parse(arguments)
+        if (stage := config.get("stage")) in _SINGLE:
+            raise UserError(f"the stage {stage} runs as a single process; start only one.")
+        membership.join(group)
+
+    def work() -> None:
+        if config.stage in _MADE_BY_ONE and not is_main():
+            return
+        try:
+            run(config, workdir)
+        except Preempted as stopped:
+            if not stopped.together:
+                raise
+            if is_main():
+                say(str(stopped))
+            membership.leave(stopped.exit_code)
+
+    if code := _outcome(join, say):
+        return code
+    try:
+        code = _outcome(work, say)
+    except Exception:
+        membership.find_lost()
+        traceback.print_exc(file=sys.__stderr__)
+        code = 1
+    return membership.fail(code) if code else membership.leave(0)
+
+
+def _outcome(work: Callable[[], None], tell: Callable[[str], None]) -> int:
+    """The exit code of `work`; unexpected errors pass through."""
     end_on_signals()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a text may have what its encoding has not
         sys.stdout.reconfigure(errors="replace")
     try:
-        run(*command_line.parse(arguments))
+        work()
         sys.stdout.flush()
     except BrokenPipeError:
         if not _output_is_closed():
             raise
         return _UNREAD
     except (UserError, Preempted) as error:
-        print(f"jaxllm: {error}", file=sys.stderr)
+        tell(str(error))
         return error.exit_code
     except OSError as error:
         if error.errno not in _USERS_ERRNOS or not error.filename:
             raise
-        print(f"jaxllm: {error.filename}: {error.strerror}", file=sys.stderr)
+        if error.errno == errno.ENOSPC:  # there may be room again when it is started again
+            tell(f"{error.filename}: {error.strerror}; make room, and run the same command again")
+            return Preempted.exit_code
+        tell(f"{error.filename}: {error.strerror}")
         return UserError.exit_code
     return 0
+
+
+def _tell(text: str) -> None:
+    print(f"jaxllm: {text}", file=sys.stderr)
 
 
 def _output_is_closed() -> bool:

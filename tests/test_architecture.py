@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxllm"
 
 # From the ground up, as in docs/architecture.md; those of one line stand on the same floor.
 FLOORS = [
-    {"errors", "trees", "files", "config", "preemption", "host_memory"},
+    {"errors", "trees", "files", "config", "preemption", "host_memory", "supervisor"},
     {"tokenizers"},
     {"sharding"},
     {"data"},

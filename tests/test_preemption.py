@@ -1,9 +1,11 @@
 """SIGTERM and Ctrl-C: when they end a run at once, and when they wait for the step."""
 
 import signal
+import time
 
 import pytest
 
+from jaxllm import preemption
 from jaxllm.errors import Preempted
 from jaxllm.preemption import deferred_stop, end_on_signals
 
@@ -29,19 +31,33 @@ def test_outside_of_training_a_signal_ends_the_run_at_once(number):
 def test_inside_a_signal_is_only_noted(number):
     end_on_signals()
     with deferred_stop() as stop:
-        assert not stop
+        assert not stop.after(1)
         signal.raise_signal(number)
-        assert stop
+        assert stop.after(2)
         assert stop.signal == number.name
 
 
 @pytest.mark.parametrize("second", SIGNALS)
 @pytest.mark.parametrize("first", SIGNALS)
-def test_a_second_signal_ends_the_run_at_once(first, second):
+def test_a_second_signal_ends_the_run_at_once(first, second, monkeypatch):
+    monkeypatch.setattr(preemption, "_TWICE_SECONDS", 0.01)
     end_on_signals()
-    with pytest.raises(Preempted), deferred_stop():
+    with pytest.raises(Preempted, match=f"stopped twice, by {first.name}"), deferred_stop():
         signal.raise_signal(first)
+        time.sleep(0.02)
         signal.raise_signal(second)
+
+
+def test_signals_that_come_together_are_one():
+    """A cluster may signal a process and its parent, which passes it on."""
+    end_on_signals()
+    with deferred_stop() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.after(1)
+    with pytest.raises(Preempted):
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def test_the_handlers_of_before_are_back_afterwards():

@@ -6,21 +6,34 @@ train state). A later stage reads `params` alone.
 
 import dataclasses
 import logging
+import math
+import re
 import shutil
-import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from jaxllm.errors import UserError
+from jaxllm.checkpoints.checksums import damage, write_checksums
+from jaxllm.errors import Preempted, UserError
+from jaxllm.sharding.processes import from_main, several, warn
 
 # What Orbax logs of each save would drown the progress line, and what it logs of a failed one our
 # warning, which says the same in a line; it shares absl's logger with others.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+_WAITS = (5, 10, 20, 40, 80)
+"""Seconds before what has failed is tried again."""
+# How errors read that come from the store, not from what is stored.
+_PASSING = re.compile(
+    "UNAVAILABLE|DEADLINE_EXCEEDED|Input/output error|Stale file handle|timed out|not connected"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +50,14 @@ class CheckpointConfig:
             raise ValueError("every, keep: must be at least 1")
 
 
-def warn_on_stderr(message: str) -> None:
-    """Prints a warning where it does not mix with results."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
-
-
 class Checkpointer:
     """Saves and restores the checkpoints under one directory.
 
-    A failed save (a full disk) is a warning: training goes on, and the last good checkpoint
-    stays. A checkpoint that cannot be read is set aside, and the one before it is used.
+    A failed save (a full disk, a store that does not answer) is a warning: training goes on, the
+    last good checkpoint stays, and the save is due again after some seconds, each time twice as
+    many. A checkpoint that cannot be read is set aside, and the one before it is used. One of
+    several processes, which cannot know how the others fared, raises `Preempted` in both cases:
+    the run is to be started again.
     """
 
     def __init__(
@@ -55,7 +66,7 @@ class Checkpointer:
         keep: int,
         *,
         read_only: bool = False,
-        warn: Callable[[str], None] = warn_on_stderr,
+        warn: Callable[[str], None] = warn,
     ) -> None:
         """Opens `directory`, and makes it unless `read_only`, which writes and removes nothing."""
         self._directory = directory.resolve()
@@ -63,7 +74,10 @@ class Checkpointer:
         self._read_only = read_only
         self._warn = warn
         self._saving: int | None = None
+        self._summing: threading.Thread | None = None
         self._best: tuple[int, ...] = ()
+        self._failures = 0
+        self._again_at = math.inf
         self._open()
 
     def _open(self) -> None:
@@ -81,7 +95,8 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """The steps with a committed checkpoint, oldest first."""
-        return sorted(self._manager.all_steps(read=True))
+        steps = sorted(self._manager.all_steps(read=True))
+        return from_main(lambda: steps)
 
     def save(self, step: int, params: Any, progress: Any) -> None:
         """Starts a save and returns; the arrays may be donated right after.
@@ -110,7 +125,20 @@ class Checkpointer:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
             self._drop_old()
+            self._failures, self._again_at = 0, math.inf
+            self._sum_up(self._saving)
         self._saving = None
+
+    def is_due_again(self) -> bool:
+        """Whether a save has failed, and it is time to save what there is now."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            if several():  # the others may not have come as far
+                with self._surviving(self._saving):
+                    self._manager.check_for_errors()
+                    self._sum_up(self._saving)
+            else:
+                self.wait()
+        return time.monotonic() >= self._again_at
 
     def mark_best(self, *steps: int) -> None:
         """Keeps the first of `steps` that has a checkpoint, until others are marked."""
@@ -147,16 +175,28 @@ class Checkpointer:
         failures = []
         for step in reversed(steps):
             try:
-                items = self._manager.restore(step, args=args)
-                jax.block_until_ready(items["params"])
+                items = self._read(step, args)
             except Exception as error:
                 # Orbax and TensorStore raise errors of many kinds for a damaged file.
-                reason = str(error).strip().splitlines()[0][:200] if str(error) else repr(error)
-                self._warn(f"checkpoint {step} cannot be read ({reason}); trying the one before")
+                if several() and not self._read_only:
+                    # One that another process has set aside is not read for that reason alone.
+                    why = _reason(error) if self._set_aside(step) else "as another process found"
+                    raise Preempted(
+                        f"checkpoint {step} cannot be read ({why}), and is set aside; "
+                        "run the same command again to go on from the one before"
+                    ) from None
+                self._warn(
+                    f"checkpoint {step} cannot be read ({_reason(error)}); trying the one before"
+                )
                 failures.append(step)
                 continue
             for broken in () if self._read_only else failures:
                 self._set_aside(broken)
+            if from_main(partial(int, step)) != step:
+                raise UserError(
+                    f"{self._directory}: not every process can read the newest checkpoint; "
+                    "restore it from a copy, or remove it."
+                )
             return step, items
         if steps:
             raise UserError(
@@ -165,9 +205,30 @@ class Checkpointer:
             )
         return None
 
+    def _read(self, step: int, args: Any) -> Any:
+        """The items of a checkpoint; a store that does not answer is asked again for a while."""
+        for seconds in (*_WAITS, None):
+            try:
+                if what := damage(self._directory / str(step), *self._part):
+                    raise ValueError(what)
+                items = self._manager.restore(step, args=args)
+                jax.block_until_ready(items["params"])
+                return items
+            except Exception as error:
+                if seconds is None or not _PASSING.search(str(error)):
+                    raise
+                self._warn(
+                    f"checkpoint {step} cannot be read now ({_reason(error)}); trying again in "
+                    f"{seconds} seconds"
+                )
+            time.sleep(seconds)
+        raise AssertionError("the last try has returned or raised")
+
     def close(self) -> None:
         """Waits for the save under way and ends Orbax's threads."""
         self.wait()
+        if self._summing is not None:
+            self._summing.join()
         self._manager.close()
 
     @contextmanager
@@ -176,11 +237,40 @@ class Checkpointer:
             yield
         except Exception as error:
             # Asynchronous saves surface whatever went wrong in the writer's thread.
-            reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-            self._warn(f"checkpoint {step} could not be written ({reason}); training goes on")
+            if several():
+                raise Preempted(
+                    f"checkpoint {step} could not be written ({_reason(error)}); "
+                    "run the same command again to go on from the one before"
+                ) from None
+            seconds = _WAITS[min(self._failures, len(_WAITS) - 1)]
+            self._warn(
+                f"checkpoint {step} could not be written ({_reason(error)}); training goes on, "
+                f"and it is tried again after {seconds} seconds"
+            )
+            self._failures, self._again_at = self._failures + 1, time.monotonic() + seconds
             self._saving = None
             self._remove_partial(step)
             self._open()
+
+    def _sum_up(self, step: int) -> None:
+        """Writes the checksums of a new checkpoint, or this process's share of them, beside the
+        training."""
+
+        def write(checkpoint: Path) -> None:
+            with suppress(OSError):  # the disk is full, or the checkpoint is dropped again already
+                write_checksums(checkpoint, *self._part)
+
+        name = f"checksums of {step}"
+        if self._summing is None or self._summing.name != name:
+            self._summing = threading.Thread(
+                target=write, args=[self._directory / str(step)], name=name, daemon=True
+            )
+            self._summing.start()
+
+    @property
+    def _part(self) -> tuple[int, int]:
+        """Which part of a checkpoint's checksums are this process's, of how many."""
+        return jax.process_index(), jax.process_count()
 
     def _remove_partial(self, step: int) -> None:
         for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
@@ -192,9 +282,25 @@ class Checkpointer:
         for step in set(steps[: -self._keep]) - {best}:
             self._manager.delete(step)
 
-    def _set_aside(self, step: int) -> None:
-        """Renames a broken checkpoint, so that its step can be saved again and nothing is lost."""
+    def _set_aside(self, step: int) -> bool:
+        """Renames a broken checkpoint, so that its step can be saved again and nothing is lost;
+        returns whether it was there."""
         names = (f"broken-{step}", *(f"broken-{step}-{number}" for number in range(2, 100)))
         free = next(name for name in names if not (self._directory / name).exists())
-        (self._directory / str(step)).rename(self._directory / free)
+        try:
+            (self._directory / str(step)).rename(self._directory / free)
+        except FileNotFoundError:  # another process was first
+            return False
         self._manager.reload()
+        return True
+
+
+def committed_steps(directory: Path) -> list[int]:
+    """The steps with a committed checkpoint under `directory`, oldest first, without Orbax."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]

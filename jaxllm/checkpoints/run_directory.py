@@ -4,6 +4,7 @@
 files of the layout (docs/formats.md) are written by the rooms that own them.
 """
 
+import errno
 import importlib.metadata
 import json
 import math
@@ -154,7 +155,9 @@ class RunDirectory:
         except (OSError, ValueError):
             return {}
 
-    def _unwritable(self, error: OSError) -> UserError:
+    def _unwritable(self, error: OSError) -> UserError | OSError:
+        if error.errno == errno.ENOSPC:
+            return error
         return UserError(f"--workdir={self.path}: cannot be written ({error.strerror}).")
 
     def _check_free(self) -> None:

@@ -7,6 +7,7 @@ float. A value that is not finite is written as `null`, because JSON has no NaN,
 NaN: a reader that knows only JSON can read every line. A line counts when its newline is there.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -29,24 +30,32 @@ class MetricsFile:
 
     def __init__(self, path: str | os.PathLike):
         self._path = Path(path)
+        self._unwritten = b""
         self._warned = False
 
     def append(self, step: int, seconds: Number, scalars: Mapping[str, Number]) -> None:
         """Writes one line; the file is opened and closed each time, so the line is on its way.
 
-        A line that cannot be written (the disk is full) is lost with a warning, given once:
-        training is worth more than its log.
+        A line that cannot be written (the disk is full) waits for the next one, with a warning,
+        given once: training is worth more than its log.
         """
         record: dict[str, Number] = {"step": int(step), "time": round(float(seconds), 3)}
         record |= {name: float(value) for name, value in scalars.items()}
         line = f"{json.dumps(_json_safe(record), ensure_ascii=False)}\n".encode()
+        self._unwritten += line
+        whole = None
         try:
             with open(self._path, "ab+") as file:
                 _drop_half_line(file)
-                file.write(line)
+                whole = file.seek(0, os.SEEK_END)
+                file.write(self._unwritten)
+            self._unwritten, self._warned = b"", False
         except OSError as error:
+            if whole is not None:  # some of the lines may have found room
+                with contextlib.suppress(OSError):
+                    os.truncate(self._path, whole)
             if not self._warned:
-                logging.warning("%s: metrics are being lost: %s", self._path, error.strerror)
+                logging.warning("%s: metrics cannot be written: %s", self._path, error.strerror)
             self._warned = True
 
     def truncate_after(self, step: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -59,11 +60,32 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"config.mesh: {wanted} does not fit {len(devices)} device(s); "
             "the product of the axes must be the number of devices."
         )
-    # On a TPU this lays the axes along the torus; elsewhere it is a reshape.
     if devices[0].platform == "tpu" and len(devices) == len(jax.devices()):
-        return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    grid = np.asarray(devices).reshape(shape)
+        grid = _tpu_grid(shape, devices)
+    else:  # devices of a process follow one another, so the inner axes lie within a process
+        grid = np.asarray(devices).reshape(shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _tpu_grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices along the torus of each slice; slices, between which the network is slow, along
+    `data`, and along `fsdp` where that has not enough.
+
+    Raises:
+        UserError: the two cannot be divided over the slices.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices)
+    across = [math.gcd(shape[0], slices), 1, 1, 1]
+    across[1] = slices // across[0]
+    if shape[1] % across[1]:
+        raise UserError(
+            f"config.mesh: data {shape[0]} and fsdp {shape[1]} cannot be divided over {slices} "
+            f"slices; make one of them a multiple of {slices}."
+        )
+    within = [size // parts for size, parts in zip(shape, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

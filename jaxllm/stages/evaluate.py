@@ -41,6 +41,7 @@ from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.report import write_report
 from jaxllm.reporting.tables import print_summary
 from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from jaxllm.sharding.processes import is_main, main_first
 from jaxllm.stages.data_scores import reading_scores
 from jaxllm.tokenizers.chat_template import chat_template
 from jaxllm.tokenizers.config import TokenizerConfig
@@ -123,13 +124,14 @@ def run(config: EvaluateConfig, workdir: Path | None) -> None:
     model_config_of(config.init)  # a wrong path is told before anything is made
     directory = None if workdir is None else RunDirectory(workdir)
     if directory is not None:
-        directory.open(dataclasses.asdict(config), dataclasses.asdict(EvaluateConfig()))
+        with main_first():
+            directory.open(dataclasses.asdict(config), dataclasses.asdict(EvaluateConfig()))
     mesh = make_mesh(config.mesh)
     scores: dict[str, float] = {}
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as scratch:
         folder = workdir or Path(scratch)
         # What is wrong with the tasks or the second model is told before the first is loaded.
-        prepared = _prepared(config, folder)
+        prepared = _prepared(config, folder if is_main() else Path(scratch))
         if prepared:
             _check_models(config)
         looked = look_for(prepared, config.contamination, config.data.max_bad_fraction)
@@ -196,11 +198,13 @@ def held_out_scores(
     if config.data.eval:
         given = dataclasses.asdict(config.data) | {"seq_len": data.seq_len}
         data = dataclasses.replace(data, **given)
-        store, split = prepare_text(data, trained.loaded.tokenizer, folder, phases)
+        with main_first():
+            store, split = prepare_text(data, trained.loaded.tokenizer, folder, phases)
     else:
         source = RunDirectory(config.init)
         tokenizer = TokenizerConfig(path=str(source.tokenizer))
-        corpus = prepare_corpus(data, tokenizer, source.path, phases, source.data())
+        with main_first():
+            corpus = prepare_corpus(data, tokenizer, source.path, phases, source.data())
         store, split = corpus.eval, corpus.split
     return _text_scores(config, trained, store, data) | reading_scores(split)
 
@@ -212,7 +216,7 @@ def _keep(
     lines: list[str],
 ) -> None:
     """Writes what has been measured so far, if there is a work directory."""
-    if directory is None:
+    if directory is None or not is_main():
         return
     directory.begin(dataclasses.asdict(config))
     directory.write_summary(scores)

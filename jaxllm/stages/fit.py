@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxllm import trees
-from jaxllm.checkpoints.checkpointer import Checkpointer
+from jaxllm.checkpoints.checkpointer import Checkpointer, committed_steps
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.errors import UserError
 from jaxllm.objectives.objective import Batch, Objective, Params
@@ -60,14 +60,9 @@ def check_patterns(config: TrainingFields, param_shapes: Params) -> None:
 
 def is_finished(config: TrainingFields, run: RunDirectory) -> bool:
     """Whether the run directory holds a run that has made its steps and told its scores."""
-    if not (run.report.exists() and run.checkpoints.is_dir()):
+    if not run.report.exists() or run.final_scores().get("train/steps") != config.steps:
         return False
-    if run.final_scores().get("train/steps") != config.steps:
-        return False
-    checkpointer = Checkpointer(run.checkpoints, config.checkpoint.keep, read_only=True)
-    steps = checkpointer.steps()
-    checkpointer.close()
-    return bool(steps) and steps[-1] >= config.steps
+    return max(committed_steps(run.checkpoints), default=-1) >= config.steps
 
 
 def fit(

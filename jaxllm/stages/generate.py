@@ -17,6 +17,7 @@ from jaxllm.inference.requests import Completion, Request, seed_of
 from jaxllm.inference.trained import TrainedModel, load_trained
 from jaxllm.reporting.samples import append_samples
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
+from jaxllm.sharding.processes import is_main
 from jaxllm.stages.fields import SamplingFields
 from jaxllm.tokenizers.interface import check_unicode
 
@@ -65,6 +66,8 @@ def run(config: GenerateConfig, workdir: Path | None) -> None:
     with jax.set_mesh(mesh):
         trained = load_trained(config.init, mesh, config.batch_size)
         written = _written(config, trained, prompts)
+    if not is_main():
+        return
     if config.prompts:
         assert workdir is not None
         _write_generations(workdir / GENERATIONS_FILE, prompts, written, config.samples)

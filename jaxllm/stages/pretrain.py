@@ -40,6 +40,7 @@ from jaxllm.reporting.report import write_report
 from jaxllm.reporting.samples import append_samples
 from jaxllm.reporting.tables import print_summary
 from jaxllm.sharding.mesh import batch_sharding, make_mesh
+from jaxllm.sharding.processes import from_main, is_main, main_first
 from jaxllm.sharding.rules import shardings
 from jaxllm.stages.continued import continued_model
 from jaxllm.stages.data_scores import data_scores, phase_scores, print_mixture, source_scores
@@ -85,26 +86,31 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
         config = _continuing(config, directory)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    begun_with = directory.data()
+    begun_with = from_main(directory.data)
     tokenizer = config.tokenizer
     if begun_with and tokenizer.path:  # the run has its own copy
         tokenizer = dataclasses.replace(tokenizer, path=str(directory.tokenizer))
     _check_model(config, tokenizer)
-    directory.open(dataclasses.asdict(config), dataclasses.asdict(PretrainConfig()))
-    if is_finished(config, directory):
+    with main_first():
+        directory.open(dataclasses.asdict(config), dataclasses.asdict(PretrainConfig()))
+    if from_main(lambda: is_finished(config, directory)):
         print(f"{workdir}: the run is finished; raise config.steps to train on.")
         return
     phases = Phases()
-    corpus = prepare_corpus(config.data, tokenizer, workdir, phases, begun_with)
+    with main_first():
+        corpus = prepare_corpus(config.data, tokenizer, workdir, phases, begun_with)
     model = architecture(config.model, corpus.tokenizer.vocab_size)
-    if config.tokenizer.path and not begun_with:  # one that was trained is there already
+    if config.tokenizer.path and not begun_with and is_main():  # a trained one is there already
         corpus.tokenizer.save(directory.tokenizer)
     rows = training_rows(config.data, corpus, config.seed, config.steps * config.batch_size)
     evaluation = _Evaluation(config, directory, mesh, corpus, model)
-    directory.begin(dataclasses.asdict(config), corpus.fingerprints)
+    if is_main():
+        directory.begin(dataclasses.asdict(config), corpus.fingerprints)
     print_mixture(rows, config.steps * config.batch_size)
     with jax.set_mesh(mesh):
         scores = _train(config, directory, mesh, rows, model, evaluation)
+    if not is_main():
+        return
     scores = data_scores(corpus) | scores
     scores |= source_scores(rows) | rows.scalars(config.steps * config.batch_size)
     every_token = KINDS[config.objective.kind].every_token
@@ -256,6 +262,8 @@ class _Evaluation:
             prompt_is_prefix=KINDS[config.objective.kind].prompt_is_prefix,
         )
         texts = engine.generate([config.prompt] * _SAMPLES, config.sampling(), config.seed)
+        if not is_main():
+            return
         append_samples(self._directory.samples, step, [(config.prompt, text) for text in texts])
 
 

@@ -14,6 +14,7 @@ from jaxllm.errors import Preempted
 from jaxllm.objectives.objective import Batch, Params
 from jaxllm.preemption import StopRequest, deferred_stop
 from jaxllm.reporting.progress import ProgressLine, training_fields
+from jaxllm.sharding.processes import from_main
 from jaxllm.training.recorder import LogConfig, Recorder
 from jaxllm.training.state import TrainState
 from jaxllm.training.step import StepMetrics, TrainStep
@@ -96,18 +97,19 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
             state, metrics = run.step_function(state, run.frozen, batch)
             loop.finish_previous(state)
             loop.sent(step + 1, metrics, batch)
-            # Read once: a signal that comes at a later line is heeded a step later.
-            stopping = bool(stop)
+            # Asked once: a signal that comes at a later line is heeded a step later.
+            stopping = stop.after(step + 1)
             if loop.boundary(step + 1) or stopping:
                 loop.finish_previous(state)
-            if step + 1 == run.steps or (step + 1) % run.checkpoint.every == 0 or stopping:
+            due = step + 1 == run.steps or (step + 1) % run.checkpoint.every == 0
+            if due or stopping or run.checkpointer.is_due_again():
                 loop.save(step + 1, state)
             if stopping:
                 raise loop.preempted(step + 1, stop)
             if step + 1 == run.steps or (step + 1) % run.eval.every == 0:
                 loop.evaluate(step + 1, state)
         run.checkpointer.wait()
-        if stop:
+        if stop.signal:
             raise loop.preempted(run.steps, stop)
         return state, loop.measured()
 
@@ -181,7 +183,8 @@ class _Loop:
         saved = step in self._run.checkpointer.steps()
         return Preempted(
             f"stopped by {stop.signal} after step {step}, "
-            f"which {'is' if saved else 'could not be'} saved; run the same command again to go on"
+            f"which {'is' if saved else 'could not be'} saved; run the same command again to go on",
+            together=True,
         )
 
     def evaluate(self, step: int, state: TrainState) -> None:
@@ -198,19 +201,20 @@ class _Loop:
         """Evaluates a restored state whose evaluation was due and did not come to its end."""
         self._mark_best()
         due = step > 0 and (step == self._run.steps or step % self._run.eval.every == 0)
-        if due and not any(
-            line["step"] == step and "eval/loss" in line for line in self._run.recorder.history()
-        ):
+        if due and step not in from_main(self._evaluated):
             self.evaluate(step, state)
 
     def _mark_best(self) -> None:
-        evaluated = [
-            line
-            for line in self._run.recorder.history()
-            if math.isfinite(line.get("eval/loss", math.nan))
-        ]
-        evaluated.sort(key=lambda line: line["eval/loss"])
-        self._run.checkpointer.mark_best(*(line["step"] for line in evaluated))
+        self._run.checkpointer.mark_best(*from_main(self._evaluated))
+
+    def _evaluated(self) -> list[int]:
+        """The steps that were evaluated, the best first, those of no finite loss last."""
+
+        def loss(line: Mapping[str, Any]) -> float:
+            return line["eval/loss"] if math.isfinite(line["eval/loss"]) else math.inf
+
+        lines = [line for line in self._run.recorder.history() if "eval/loss" in line]
+        return [line["step"] for line in sorted(lines, key=loss)]
 
     def measured(self) -> dict[str, float]:
         return self._clock.measured() | {"train/steps": float(self._run.steps)}

@@ -11,6 +11,7 @@ import tensorboardX
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.errors import UserError
 from jaxllm.reporting.metrics_file import MetricsFile, read_metrics
+from jaxllm.sharding.processes import is_main
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +35,17 @@ class LogConfig:
 class Recorder:
     """Writes the scalars of a run, from step `start` on; what was recorded after it is dropped.
 
-    Nothing here can end a run: a full disk costs log lines, with a warning.
+    Nothing here can end a run: a full disk costs log lines, with a warning. Of several processes
+    only the first records anything.
     """
 
     def __init__(
         self, run: RunDirectory, start: int, config: LogConfig, run_config: Mapping[str, Any]
     ) -> None:
         self._path = run.metrics
+        self._tensorboard = self._wandb = None
+        if not is_main():
+            return
         self._file = MetricsFile(run.metrics)
         self._file.truncate_after(start)
         # purge_step makes TensorBoard drop what an earlier life of the run wrote after `start`.
@@ -51,6 +56,8 @@ class Recorder:
 
     def record(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:
         """Records scalars by name at `step`; `seconds` since the run (in this life) began."""
+        if self._tensorboard is None:
+            return
         self._file.append(step, seconds, scalars)
         with contextlib.suppress(OSError):  # the metrics file has warned of the full disk
             for name, value in scalars.items():
@@ -64,8 +71,9 @@ class Recorder:
 
     def close(self) -> None:
         """Flushes and ends the writers."""
-        with contextlib.suppress(OSError):
-            self._tensorboard.close()
+        if self._tensorboard is not None:
+            with contextlib.suppress(OSError):
+                self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
 

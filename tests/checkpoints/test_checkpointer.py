@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from absl import logging as absl_logging
 
+from jaxllm.checkpoints import checkpointer as checkpointer_module
 from jaxllm.checkpoints.checkpointer import CheckpointConfig, Checkpointer
 from jaxllm.errors import Preempted, UserError
 
@@ -53,6 +56,7 @@ def _save(checkpointer, *steps):
     for step in steps:
         checkpointer.save(step, _params(step), _progress(step))
     checkpointer.wait()
+    checkpointer._summing.join()
 
 
 def _shapes(tree):
@@ -72,7 +76,10 @@ def _restore(checkpointer):
 
 
 def _break(folder, share=0.5):
-    """Truncates the largest file under a checkpoint, where the values are."""
+    """Truncates the largest file under a checkpoint, where the values are; with no checksums it is
+    Orbax that has to find it."""
+    for path in folder.glob("checksums.*"):
+        path.unlink()
     largest = max(
         (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
     )
@@ -251,6 +258,63 @@ def test_a_signal_while_restoring_does_not_make_a_checkpoint_broken(
             _restore(checkpointer)
     assert warnings == []
     assert checkpointer.steps() == [1, 2]
+
+
+def test_a_flipped_bit_is_found_which_orbax_does_not_see(open_checkpointer, warnings, tmp_path):
+    _save(open_checkpointer(3), 1, 2)
+    newest = tmp_path / "checkpoints" / "2"
+    largest = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert _restore(open_checkpointer(3)) == 1
+    (warning,) = warnings
+    assert f"{largest.relative_to(newest)} has changed since it was written" in warning
+    assert (tmp_path / "checkpoints" / "broken-2").is_dir()
+
+
+def test_a_store_that_does_not_answer_is_asked_again(open_checkpointer, warnings, monkeypatch):
+    monkeypatch.setattr(checkpointer_module, "_WAITS", (0.0, 0.01, 0.01))
+    checkpointer = open_checkpointer()
+    _save(checkpointer, 1, 2)
+    restore, calls = checkpointer._manager.restore, []
+
+    def outage(*args, **kwargs):
+        calls.append(args)
+        if len(calls) < 3:
+            raise OSError(errno.EIO, "Input/output error")
+        return restore(*args, **kwargs)
+
+    monkeypatch.setattr(checkpointer._manager, "restore", outage)
+    assert _restore(checkpointer) == 2
+    assert [step for (step,) in calls] == [2, 2, 2]
+    assert all("checkpoint 2 cannot be read now" in warning for warning in warnings)
+    assert checkpointer.steps() == [1, 2]
+
+
+def test_a_save_that_failed_is_due_again_after_longer_and_longer(
+    open_checkpointer, warnings, monkeypatch
+):
+    now = 0.0
+    monkeypatch.setattr(checkpointer_module, "time", types.SimpleNamespace(monotonic=lambda: now))
+    checkpointer = open_checkpointer()
+    assert not checkpointer.is_due_again()
+
+    def down(*args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ocp.CheckpointManager, "save", down)
+        for seconds in (5, 10, 20, 40, 80, 80):
+            checkpointer.save(1, _params(1), _progress(1))
+            assert f"tried again after {seconds} seconds" in warnings[-1]
+            now += seconds - 1
+            assert not checkpointer.is_due_again()
+            now += 1
+            assert checkpointer.is_due_again()
+    _save(checkpointer, 1)
+    assert not checkpointer.is_due_again()
+    assert checkpointer.steps() == [1]
 
 
 @pytest.mark.parametrize("method", ["save", "wait_until_finished", "check_for_errors"])

@@ -75,7 +75,7 @@ def test_truncation_without_need_or_file_changes_nothing(path):
     assert os.stat(path).st_ino == before.st_ino and os.listdir(path.parent) == [path.name]
 
 
-def test_a_full_disk_warns_once_and_later_lines_are_whole(path, monkeypatch):
+def test_a_full_disk_warns_once_and_its_lines_are_written_later(path, monkeypatch):
     """A limit on file size stands in for the disk: the write stops in the middle of a line."""
     warnings = []
     monkeypatch.setattr(logging, "warning", lambda *arguments: warnings.append(arguments))
@@ -92,10 +92,10 @@ def test_a_full_disk_warns_once_and_later_lines_are_whole(path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert len(warnings) == 1
-    assert path.stat().st_size > size, "the half line should be there for the next append to heal"
+    assert path.stat().st_size == size
     metrics.append(4, 0.0, {"a": 1.0})
-    assert steps(path) == [1, 4]
-    assert len(path.read_text().splitlines()) == 2
+    assert steps(path) == [1, 2, 3, 4]
+    assert len(path.read_text().splitlines()) == 4
 
 
 def test_no_file_reads_as_no_lines(path):
