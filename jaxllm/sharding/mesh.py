@@ -61,15 +61,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             "the product of the axes must be the number of devices."
         )
     if devices[0].platform == "tpu" and len(devices) == len(jax.devices()):
-        grid = _tpu_grid(shape, devices)
+        grid = tpu_grid(shape, devices)
     else:  # devices of a process follow one another, so the inner axes lie within a process
         grid = np.asarray(devices).reshape(shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _tpu_grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """The devices along the torus of each slice; slices, between which the network is slow, along
-    `data`, and along `fsdp` where that has not enough.
+def tpu_grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """TPU devices in `shape` (the sizes of `AXES`), along the torus of each slice.
+
+    Slices, between which the network is slow, lie along `data`, and along `fsdp` where that has
+    not enough.
 
     Raises:
         UserError: the two cannot be divided over the slices.

@@ -1,5 +1,8 @@
 """Meshes: their shape, and what does not fit."""
 
+import dataclasses
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +17,7 @@ from jaxllm.sharding.mesh import (
     batch_shards,
     constrain,
     make_mesh,
+    tpu_grid,
 )
 
 
@@ -68,3 +72,52 @@ def test_constrain_lays_an_activation_out_over_the_mesh_in_use():
     with jax.set_mesh(make_mesh(MeshConfig(data=4, tensor=2))):
         laid_out = jax.jit(lambda x: constrain(x, BATCH_AXES, "tensor"))(x)
     assert laid_out.sharding.shard_shape(x.shape) == (2, 2)
+
+
+def _chips(slices):
+    """Sixteen TPU devices, as far as the building of a mesh reads them."""
+    each = 16 // slices
+
+    def chip(number):
+        device = mock.Mock(spec=jax.Device, id=number, process_index=number // 4, core_on_chip=0)
+        device.platform, device.device_kind = "tpu", "TPU v5 lite"
+        device.slice_index, within = divmod(number, each)
+        device.coords = (within % 4, within // 4, 0)
+        return device
+
+    return [chip(number) for number in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("slices", "config", "crossing"),
+    [
+        (2, MeshConfig(data=2, fsdp=8), "data"),
+        (2, MeshConfig(data=4, fsdp=2, tensor=2), "data"),
+        (2, MeshConfig(data=1, fsdp=16), "fsdp"),
+        (4, MeshConfig(data=2, fsdp=8), "both"),
+    ],
+)
+def test_slices_lie_along_data_and_then_fsdp(slices, config, crossing):
+    shape = dataclasses.astuple(config)
+    grid = np.vectorize(lambda device: device.slice_index)(tpu_grid(shape, _chips(slices)))
+    assert grid.shape == (config.data, config.fsdp, 1, config.tensor)
+    assert len(np.unique(grid)) == slices
+    along_data = np.any(grid != grid[:1])
+    along_fsdp = np.any(grid != grid[:, :1])
+    assert (along_data, along_fsdp) == {
+        "data": (True, False),
+        "fsdp": (False, True),
+        "both": (True, True),
+    }[crossing]
+    assert not np.any(grid != grid[..., :1]), "tensor parallelism stays within a slice"
+
+
+def test_a_single_slice_is_laid_along_its_torus():
+    grid = tpu_grid((4, 4, 1, 1), _chips(1))
+    assert grid.shape == (4, 4, 1, 1)
+    assert sorted(device.id for device in grid.flat) == list(range(16))
+
+
+def test_slices_that_data_and_fsdp_cannot_be_divided_over_are_refused():
+    with pytest.raises(UserError, match="data 1 and fsdp 2 cannot be divided over 4 slices"):
+        tpu_grid((1, 2, 1, 8), _chips(4))

@@ -1,0 +1,291 @@
+"""Real processes on loopback: they train, evaluate and write as one would, and fail together."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+# Enough steps to be killed among them.
+FIELDS = {"steps": 500, "checkpoint.every": 100, "eval.every": 250}
+
+
+class Processes:
+    """Processes that run one command together; `timeout` seconds at most, and killed then."""
+
+    def __init__(self, commands, folder, devices):
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "NPROC": "16",
+        }
+        self._files = [(folder / f"process_{n}.txt").open("w+b") for n in range(len(commands))]
+        self.running = [
+            subprocess.Popen([sys.executable, *command], stdout=file, stderr=file, env=environment)
+            for command, file in zip(commands, self._files, strict=True)
+        ]
+
+    def wait(self, seconds=150):
+        """The exit codes."""
+        deadline = time.monotonic() + seconds
+        try:
+            return [p.wait(max(0.1, deadline - time.monotonic())) for p in self.running]
+        finally:
+            self.kill()
+
+    def kill(self):
+        for process in self.running:
+            if process.poll() is None:
+                process.kill()  # its child ends with it
+                process.wait()
+
+    def worker(self, index):
+        """The process id of the one that works, the child of the one that was started."""
+        pid = self.running[index].pid
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return int(file.read().split()[0])
+
+    def output(self, index):
+        self._files[index].seek(0)
+        return self._files[index].read().decode()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the same command in several processes; a single one is started plainly."""
+    started = []
+
+    def begin(arguments, count, devices=1, program=("-m", "jaxllm.main")):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        group = [f"--coordinator={address}", f"--processes={count}"]
+        commands = [
+            [*program, *arguments, *(group if count > 1 else [])]
+            + ([f"--process={index}"] if count > 1 else [])
+            for index in range(count)
+        ]
+        started.append(Processes(commands, tmp_path, devices))
+        return started[-1]
+
+    yield begin
+    for processes in started:
+        processes.kill()
+
+
+def _curve(workdir):
+    """Every scalar of training and evaluation, by step and name."""
+    names = ("train/loss", "train/grad_norm", "eval/loss")
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "train/loss" in line]
+    assert steps == list(range(1, len(steps) + 1))
+    return {(line["step"], name): line[name] for line in lines for name in names if name in line}
+
+
+def _assert_same_curve(one, other):
+    one, other = _curve(one), _curve(other)
+    assert one.keys() == other.keys()
+    np.testing.assert_allclose(list(one.values()), [other[key] for key in one], rtol=1e-4)
+
+
+def _wait_for(path, processes, seconds=100):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, processes.output(0)
+        assert all(process.poll() is None for process in processes.running), processes.output(0)
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def alone(arguments, compiled, tmp_path_factory):
+    """What one process with one device makes of it."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    environment = os.environ | {"XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "jaxllm.main", *arguments("pretrain", workdir, FIELDS)]
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=150)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "fields"),
+    [
+        (2, 1, {}),
+        pytest.param(2, 2, {"mesh.fsdp": 2}, marks=pytest.mark.slow),
+        pytest.param(4, 1, {"mesh.fsdp": 2}, marks=pytest.mark.slow),
+        pytest.param(4, 2, {"mesh.tensor": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_train_and_write_what_one_does(
+    arguments, start, alone, tmp_path, count, devices, fields
+):
+    workdir = tmp_path / "run"
+    processes = start(arguments("pretrain", workdir, FIELDS | fields), count, devices)
+    assert processes.wait() == [0] * count, processes.output(0)
+    _assert_same_curve(alone, workdir)
+    assert {path.name for path in workdir.iterdir()} == {path.name for path in alone.iterdir()}
+    for index in range(1, count):  # only process 0 writes text
+        lines = processes.output(index).splitlines()
+        assert [line for line in lines if not line.startswith("[Gloo]")] == []
+    again = start(arguments("pretrain", workdir, FIELDS | fields), count, devices)
+    assert again.wait() == [0] * count
+    assert "the run is finished" in again.output(0)
+
+
+_BATCHES = """
+import json, os, sys
+import jax, numpy as np
+from jaxllm.data.batches import BatchSource
+from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from jaxllm.sharding.processes import Membership
+from jaxllm.supervisor import process_group
+
+built = []
+
+class Rows:
+    def __len__(self):
+        return 64
+    def __getitem__(self, index):
+        built.append(int(index))
+        return {"tokens": np.full(3, index, np.int32)}
+
+class Nobody:
+    def coordinated_at(self, address): pass
+    def ended(self, code): pass
+
+group, (folder, fsdp) = process_group(sys.argv[1:], {})
+if group is not None:
+    member = Membership(Nobody())
+    member.join(group)
+mesh = make_mesh(MeshConfig(fsdp=int(fsdp)))
+source = BatchSource(Rows(), 8, batch_sharding(mesh), prefetch=0)
+held = {}
+for step in (0, 5):
+    for shard in source(step)["tokens"].addressable_shards:
+        rows = range(8)[shard.index[0]]
+        held |= {8 * step + row: np.asarray(shard.data)[n].tolist() for n, row in enumerate(rows)}
+file = os.path.join(folder, f"{jax.process_index()}.json")
+with open(file, "w") as out:
+    json.dump({"held": held, "built": built}, out)
+if group is not None:
+    member.leave(0)
+"""
+
+
+@pytest.mark.parametrize(("count", "devices"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_each_process_builds_the_rows_of_its_devices_and_no_others(start, tmp_path, count, devices):
+    processes = start([str(tmp_path), "2"], count, devices, program=("-c", _BATCHES))
+    assert processes.wait() == [0] * count, processes.output(0)
+    seen = []
+    for index in range(count):
+        of_process = json.loads((tmp_path / f"{index}.json").read_text())
+        assert sorted(of_process["built"]) == sorted(map(int, of_process["held"]))
+        assert of_process["held"] == {str(n): [n] * 3 for n in of_process["built"]}
+        seen += of_process["built"]
+    assert sorted(seen) == [*range(8), *range(40, 48)]
+
+
+@pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_others_and_half_of_them_go_on(
+    arguments, start, alone, tmp_path, lost
+):
+    workdir = tmp_path / "run"
+    processes = start(arguments("pretrain", workdir, FIELDS), 2)
+    _wait_for(workdir / "checkpoints" / "100", processes)
+    os.kill(processes.worker(lost), signal.SIGKILL)
+    begin = time.monotonic()
+    assert processes.wait() == [137 if index == lost else 75 for index in range(2)]
+    assert time.monotonic() - begin < 60
+    told = processes.output(1 - lost)
+    assert f"process {lost}" in told
+    assert "gone" in told
+    again = start(arguments("pretrain", workdir, FIELDS), 1)
+    assert again.wait() == [0]
+    assert "going on from step" in again.output(0)
+    _assert_same_curve(alone, workdir)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(arguments, start, alone, tmp_path):
+    workdir = tmp_path / "run"
+    processes = start(arguments("pretrain", workdir, FIELDS), 2)
+    _wait_for(workdir / "checkpoints" / "100", processes)
+    processes.running[1].terminate()
+    assert processes.wait() == [75, 75], processes.output(0)
+    (told,) = [line for line in processes.output(0).splitlines() if "stopped by" in line]
+    assert "which is saved" in told
+    step = int(told.split("after step ")[1].split(",")[0])
+    assert (workdir / "checkpoints" / str(step)).is_dir()
+    assert max(step for step, _ in _curve(workdir)) == step
+    assert start(arguments("pretrain", workdir, FIELDS), 2).wait() == [0, 0]
+    _assert_same_curve(alone, workdir)
+
+
+def test_a_checkpoint_that_one_cannot_read_is_set_aside_by_all(
+    arguments, start, finished_run, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    (workdir / "report.html").unlink()  # not finished
+    damaged = next((workdir / "checkpoints" / "12" / "params").rglob("d/*"))
+    damaged.write_bytes(b"x")
+    processes = start(arguments("pretrain", workdir), 2)
+    assert processes.wait() == [75, 75]
+    assert "has 1 bytes" in processes.output(0) + processes.output(1)
+    again = start(arguments("pretrain", workdir), 2)
+    assert again.wait() == [0, 0]
+    assert "going on from step 8 of 12" in again.output(0)
+    assert (workdir / "checkpoints" / "broken-12").is_dir()
+
+
+def test_what_ends_one_process_ends_all_alike(arguments, start, tmp_path):
+    processes = start(arguments("pretrain", tmp_path / "run", {"batch_size": 7}), 2)
+    assert processes.wait() == [2, 2]
+    assert "config.batch_size: 7 rows cannot be divided" in processes.output(0)
+    # Only process 0 sees this one: the others wait for it.
+    (tmp_path / "file").touch()
+    processes = start(arguments("pretrain", tmp_path / "file"), 2)
+    assert processes.wait() == [2, 2]
+    assert "is a file; give a directory" in processes.output(0)
+
+
+def test_models_write_and_are_measured_by_several_processes(
+    arguments, start, finished_run, corpus, tmp_path
+):
+    written = {}
+    for count in (1, 2):
+        fields = {"init": finished_run, "prompt": "ab", "temperature": 0.0, "max_new_tokens": 16}
+        processes = start(arguments("generate", None, fields), count)
+        assert processes.wait() == [0] * count, processes.output(0)
+        written[count] = processes.output(0).splitlines()[-1]
+        workdir = tmp_path / f"scores_{count}"
+        fields = {"init": finished_run, "data.eval": corpus, "tasks": _task(tmp_path)}
+        processes = start(arguments("evaluate", workdir, fields), count)
+        assert processes.wait() == [0] * count, processes.output(0)
+        written[count] += (workdir / "items.jsonl").read_text()
+        written[f"{count} scores"] = json.loads((workdir / "summary.json").read_text())
+    assert written[1] == written[2]
+    assert written["1 scores"] == pytest.approx(written["2 scores"], rel=1e-5)
+
+
+def _task(folder):
+    path = folder / "task.jsonl"
+    items = [
+        {"query": word, "choices": ["ab", "cde"], "gold": number % 2}
+        for number, word in enumerate(("abc", "d e", "fgh ij"))
+    ]
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+def test_stages_that_are_for_one_process(arguments, start, finished_run, tmp_path):
+    fields = {"init": finished_run}
+    processes = start(arguments("export_hf", tmp_path / "out", fields), 2)
+    assert processes.wait() == [2, 2]
+    assert "runs as a single process" in processes.output(0)
+    processes = start(arguments("prepare", tmp_path / "prepared"), 2)
+    assert processes.wait() == [0, 0]
+    assert (tmp_path / "prepared" / "report.html").exists()
