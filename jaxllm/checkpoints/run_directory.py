@@ -53,6 +53,10 @@ class RunDirectory:
         return self.path / "summary.json"
 
     @property
+    def goodput(self) -> Path:
+        return self.path / "goodput.json"
+
+    @property
     def items(self) -> Path:
         return self.path / "items.jsonl"
 

@@ -1,9 +1,10 @@
 """`report.html`: one self-contained page about a run, made from the files in its directory."""
 
+import datetime
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jaxllm.config import flatten
 from jaxllm.errors import UserError
 from jaxllm.files import write_atomically
 from jaxllm.reporting import quantities, scores
+from jaxllm.reporting.goodput import Life, goodput_scalars, lost_steps, read_lives
 from jaxllm.reporting.metrics_file import read_metrics
 from jaxllm.reporting.plots import task_charts, training_charts
 from jaxllm.reporting.samples import Sample, read_samples
@@ -41,14 +43,24 @@ class Bar(NamedTuple):
     """Length, 0 to 1: of the longest bar, or of the whole where bars are parts of one."""
     is_model: bool = False
     """Whether it is this run's model, to be set apart from the references."""
+    part: int = 0
+    """The number of its colour, where bars are parts of one whole."""
+
+
+class Goodput(NamedTuple):
+    """What the page tells of the wall time of a run."""
+
+    verdict: str
+    parts: list[Bar]
+    lives: scores.Matrix
 
 
 def write_report(run_dir: str | os.PathLike) -> Path:
     """Writes `report.html` into `run_dir`, in one atomic change, and returns its path.
 
-    Made from `config.json`, `metrics.jsonl`, `samples.md` and `summary.json`, as far as they
-    exist. The page refers to nothing outside itself, and all text from these files is escaped:
-    what a model writes never becomes part of the page's HTML.
+    Made from `config.json`, `metrics.jsonl`, `samples.md`, `summary.json` and `goodput.json`, as
+    far as they exist. The page refers to nothing outside itself, and all text from these files is
+    escaped: what a model writes never becomes part of the page's HTML.
 
     Raises:
         UserError: `run_dir` is no directory, or one of the JSON files cannot be read.
@@ -101,7 +113,64 @@ def time_bars(summary: Mapping[str, Any]) -> list[Bar]:
     if rest > 0.005 * total:
         phases["everything else"] = (formatted, rest)
     whole = max(total, sum(value for _, value in phases.values()))
-    return [Bar(label, form(value), value / whole) for label, (form, value) in phases.items()]
+    return [
+        Bar(label, form(value), value / whole, part=part)
+        for part, (label, (form, value)) in enumerate(phases.items(), start=1)
+    ]
+
+
+def goodput(lives: Sequence[Life]) -> Goodput | None:
+    """What all lives of a run have spent their time on; None without any."""
+    if not lives:
+        return None
+    scalars = goodput_scalars(lives)
+    named = scores.GROUPS[scores.GOODPUT]
+    seconds = [name for name in named if name.startswith("goodput/seconds/")]
+    wall = sum(scalars[name] for name in seconds)
+    parts = [
+        Bar(
+            named[name].label,
+            f"{quantities.duration(value)} ({quantities.share(value / wall)})",
+            value / wall,
+            part=_GOODPUT_PARTS[name.removeprefix("goodput/seconds/")],
+        )
+        for name in seconds
+        if (value := scalars[name]) > 0
+    ]
+    verdict = (
+        f"{quantities.share(scalars['goodput/useful_share'])} of {quantities.duration(wall)} went "
+        f"into steps that count, over {len(lives)} {'lives' if len(lives) > 1 else 'life'} of the "
+        "process."
+    )
+    return Goodput(verdict, parts, _table_of_lives(lives))
+
+
+# Colours of the stacked bar: of steps that count the page's own blue, of lost ones its orange.
+_GOODPUT_PARTS = {
+    "start": 7,
+    "data": 2,
+    "restore": 8,
+    "compile": 5,
+    "step": 4,
+    "data_wait": 9,
+    "evaluation": 3,
+    "checkpoint": 10,
+    "lost": 1,
+    "down": 6,
+}
+
+
+def _table_of_lives(lives: Sequence[Life]) -> scores.Matrix:
+    header = ("began", "lasted", "from step", "to step", "steps lost")
+    rows: list[tuple[str, ...]] = []
+    for life, lost in zip(lives, lost_steps(lives), strict=True):
+        began = datetime.datetime.fromtimestamp(life.began, datetime.UTC)
+        steps = ("", "", "")
+        if life.first_step is not None and life.last_step is not None:
+            steps = (f"{life.first_step:,}", f"{life.last_step:,}", f"{lost:,}")
+        lasted = quantities.duration(life.wall_seconds)
+        rows.append((f"{began:%Y-%m-%d %H:%M:%S} UTC", lasted, *steps))
+    return scores.Matrix("Lives of the process", header, rows)
 
 
 def _contents(run_dir: Path) -> dict[str, Any]:
@@ -123,9 +192,14 @@ def _contents(run_dir: Path) -> dict[str, Any]:
         "charts": [(chart.title, Markup(chart.svg)) for chart in charts],
         "samples": samples,
         "time": time_bars(summary),
-        # References have their own section, which says more than a table of them would.
+        "goodput": goodput(read_lives(run_dir / "goodput.json")),
         "matrices": scores.score_matrices(summary),
-        "score_groups": {name: group for name, group in rows.items() if name != scores.REFERENCES},
+        # These have their own sections, which say more than a table of them would.
+        "score_groups": {
+            name: group
+            for name, group in rows.items()
+            if name not in (scores.REFERENCES, scores.GOODPUT)
+        },
         "config": config,
         "versions": versions,
     }

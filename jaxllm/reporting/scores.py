@@ -43,6 +43,7 @@ def _rate(value: Number) -> str:
 HELD_OUT = "Held-out text"
 TRAINING = "Training"
 TIME = "Time"
+GOODPUT = "Goodput, over all lives of the process"
 DATA = "Data"
 CLEANING = "Cleaning, texts"
 REFERENCES = "References, bits per byte"
@@ -82,6 +83,20 @@ GROUPS: dict[str, dict[str, Score]] = {
         "time/compile": Score("compiling", quantities.duration),
         "time/train": Score("training", quantities.duration),
         "time/total": Score("total", quantities.duration),
+    },
+    GOODPUT: {
+        "goodput/useful_share": Score("share of steps that count", quantities.share),
+        "goodput/lives": Score("lives", quantities.number),
+        "goodput/seconds/start": Score("starting", quantities.duration),
+        "goodput/seconds/data": Score("making data and tokenizer", quantities.duration),
+        "goodput/seconds/restore": Score("restoring", quantities.duration),
+        "goodput/seconds/compile": Score("compiling, with the first step", quantities.duration),
+        "goodput/seconds/step": Score("steps that count", quantities.duration),
+        "goodput/seconds/data_wait": Score("waiting for batches", quantities.duration),
+        "goodput/seconds/evaluation": Score("evaluating", quantities.duration),
+        "goodput/seconds/checkpoint": Score("saving checkpoints", quantities.duration),
+        "goodput/seconds/lost": Score("lost steps, made again", quantities.duration),
+        "goodput/seconds/down": Score("down, between lives", quantities.duration),
     },
     DATA: {
         "data/train_documents": Score("training documents", quantities.number),

@@ -15,6 +15,7 @@ from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.errors import UserError
 from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.planning.peaks import peak_flops
+from jaxllm.reporting.goodput import Ledger
 from jaxllm.sharding.mesh import batch_shards
 from jaxllm.sharding.rules import Rules, with_shardings
 from jaxllm.stages.fields import TrainingFields
@@ -76,6 +77,7 @@ def fit(
     rules: Rules,
     source: Source,
     evaluate: Evaluate,
+    ledger: Ledger,
     flops_per_token: float,
     source_scalars: Callable[[int], Mapping[str, float]] = lambda step: {},
 ) -> tuple[TrainState, Params, dict[str, float]]:
@@ -91,6 +93,7 @@ def fit(
         rules: how parameters lie on the mesh.
         source: batches.
         evaluate: `(step, state, frozen) -> scores`.
+        ledger: where the time goes; afterwards what is in no block counts as evaluation.
         flops_per_token: for MFU.
         source_scalars: what the source has to tell at a log point after so many steps.
 
@@ -106,11 +109,13 @@ def fit(
     with contextlib.ExitStack() as stack:
         checkpointer = Checkpointer(run.checkpoints, config.checkpoint.keep)
         stack.enter_context(contextlib.closing(checkpointer))
-        restored = _restored(config, checkpointer, state_layout, frozen_shapes)
+        with ledger.spending("restore"):
+            restored = _restored(config, checkpointer, state_layout, frozen_shapes)
         if restored is None:
             trainable, rest = trees.split(initial_params(), config.train.trainable)
             restored = init_state(trainable, optimizer, state_layout), rest
         state, frozen = restored
+        ledger.resumed(int(state.step))
         recorder = Recorder(run, int(state.step), config.log, dataclasses.asdict(config))
         stack.enter_context(contextlib.closing(recorder))
         loop = Run(
@@ -121,6 +126,7 @@ def fit(
             evaluate=lambda step, state: evaluate(step, state, frozen),
             diagnose=_diagnosis(config, objective, frozen),
             recorder=recorder,
+            ledger=ledger,
             checkpointer=checkpointer,
             log=config.log,
             eval=config.eval,
@@ -131,6 +137,7 @@ def fit(
             source_scalars=source_scalars,
         )
         state, measured = train(loop, state)
+        ledger.otherwise("evaluation")
     return state, frozen, measured
 
 

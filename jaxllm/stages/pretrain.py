@@ -35,6 +35,7 @@ from jaxllm.objectives.masked_word import mask_id
 from jaxllm.objectives.objective import Params
 from jaxllm.objectives.pretraining import KINDS, ObjectiveConfig, check_model, make_objective
 from jaxllm.planning.flops import model_training_flops_per_token
+from jaxllm.reporting.goodput import Ledger
 from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.report import write_report
 from jaxllm.reporting.samples import append_samples
@@ -78,6 +79,7 @@ class PretrainConfig(TrainingFields, SamplingFields):
 def run(config: PretrainConfig, workdir: Path | None) -> None:
     """Prepares text and tokenizer, trains, evaluates, and writes samples, report and summary."""
     begin = time.monotonic()
+    ledger = Ledger(begin)
     keep_freed_memory_on_cpu()
     if workdir is None:
         raise UserError("--workdir is missing: give the directory that the run is to be kept in.")
@@ -97,18 +99,20 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
         print(f"{workdir}: the run is finished; raise config.steps to train on.")
         return
     phases = Phases()
-    with main_first():
+    with ledger.spending("data"), main_first():
         corpus = prepare_corpus(config.data, tokenizer, workdir, phases, begun_with)
     model = architecture(config.model, corpus.tokenizer.vocab_size)
     if config.tokenizer.path and not begun_with and is_main():  # a trained one is there already
         corpus.tokenizer.save(directory.tokenizer)
-    rows = training_rows(config.data, corpus, config.seed, config.steps * config.batch_size)
+    with ledger.spending("data"):
+        rows = training_rows(config.data, corpus, config.seed, config.steps * config.batch_size)
     evaluation = _Evaluation(config, directory, mesh, corpus, model)
     if is_main():
         directory.begin(dataclasses.asdict(config), corpus.fingerprints)
+        ledger.keep(directory.goodput)
     print_mixture(rows, config.steps * config.batch_size)
     with jax.set_mesh(mesh):
-        scores = _train(config, directory, mesh, rows, model, evaluation)
+        scores = _train(config, directory, mesh, rows, model, evaluation, ledger)
     if not is_main():
         return
     scores = data_scores(corpus) | scores
@@ -117,6 +121,7 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
     if config.references and every_token and _affordable(corpus):
         scores |= _references(corpus)
     scores |= phase_scores(phases)
+    scores |= ledger.finish()
     scores["time/total"] = time.monotonic() - begin
     directory.write_summary(scores)
     report = write_report(workdir)
@@ -168,6 +173,7 @@ def _train(
     rows: TrainingRows,
     model: TransformerConfig,
     evaluation: "_Evaluation",
+    ledger: Ledger,
 ) -> dict[str, float]:
     """Trains over the mesh in use; returns the final scores."""
     shapes = param_shapes(model)
@@ -184,6 +190,7 @@ def _train(
             rules=SHARDING_RULES,
             source=source,
             evaluate=evaluation,
+            ledger=ledger,
             flops_per_token=model_training_flops_per_token(model, config.data.seq_len, predicted),
             source_scalars=lambda step: rows.scalars(step * config.batch_size),
         )

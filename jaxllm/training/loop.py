@@ -1,5 +1,6 @@
 """The one training loop: every stage that updates parameters runs through `train`."""
 
+import collections
 import dataclasses
 import math
 import time
@@ -13,11 +14,14 @@ from jaxllm.checkpoints.checkpointer import CheckpointConfig, Checkpointer
 from jaxllm.errors import Preempted
 from jaxllm.objectives.objective import Batch, Params
 from jaxllm.preemption import StopRequest, deferred_stop
+from jaxllm.reporting.goodput import Ledger
 from jaxllm.reporting.progress import ProgressLine, training_fields
 from jaxllm.sharding.processes import from_main
 from jaxllm.training.recorder import LogConfig, Recorder
+from jaxllm.training.replicas import check_replicas
 from jaxllm.training.state import TrainState
 from jaxllm.training.step import StepMetrics, TrainStep
+from jaxllm.training.watchdog import Watchdog, waited_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Run:
     diagnose: Callable[[int, TrainState, Batch], str]
     """Names the first tensor that was not finite in the update that made this many steps."""
     recorder: Recorder
+    ledger: Ledger
+    """Where the time goes; it has been told which step the state is of."""
     checkpointer: Checkpointer
     log: LogConfig
     eval: EvalConfig
@@ -87,9 +93,11 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     Raises:
         Preempted: a signal came; the state has been saved.
         NonFiniteLoss: more than `run.max_skipped` steps in a row were not finite.
+        ReplicasDiffer: copies of a parameter differ, where `run.checkpoint.check_replicas`.
     """
-    with deferred_stop() as stop, ProgressLine("step") as progress:
-        loop = _Loop(run, progress)
+    watchdog = Watchdog(run.log.watchdog, lambda: waited_for(run.ledger.category))
+    with deferred_stop() as stop, ProgressLine("step") as progress, watchdog:
+        loop = _Loop(run, progress, watchdog)
         start = int(state.step)
         loop.evaluate_if_missing(start, state)
         for step in range(start, run.steps):
@@ -108,7 +116,8 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
                 raise loop.preempted(step + 1, stop)
             if step + 1 == run.steps or (step + 1) % run.eval.every == 0:
                 loop.evaluate(step + 1, state)
-        run.checkpointer.wait()
+        with run.ledger.spending("checkpoint"):
+            run.checkpointer.wait()
         if stop.signal:
             raise loop.preempted(run.steps, stop)
         return state, loop.measured()
@@ -117,12 +126,13 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
 class _Loop:
     """What the loop remembers between steps: the step under way, and the clock."""
 
-    def __init__(self, run: Run, progress: ProgressLine) -> None:
+    def __init__(self, run: Run, progress: ProgressLine, watchdog: Watchdog) -> None:
         self._run = run
         self._progress = progress
+        self._watchdog = watchdog
         self._begin = time.monotonic()
         self._pending: tuple[int, StepMetrics, Batch] | None = None
-        self._clock = _Clock()
+        self._clock = _Clock(run.ledger)
 
     def boundary(self, step: int) -> bool:
         """Whether something after this step must see it finished."""
@@ -132,7 +142,7 @@ class _Loop:
         )
 
     def next_batch(self, step: int, state: TrainState) -> Batch:
-        with self._clock.waiting():
+        with self._run.ledger.spending("data_wait"):
             return self._run.source(step, state)
 
     def sent(self, step: int, metrics: StepMetrics, batch: Batch) -> None:
@@ -145,7 +155,9 @@ class _Loop:
         step, on_device, batch = self._pending
         self._pending = None
         metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        self._run.ledger.finished(step)
         self._clock.step(metrics["tokens"])
+        self._watchdog.finished(step)
         if metrics["skipped_in_a_row"] > self._run.max_skipped:
             raise NonFiniteLoss(
                 f"{metrics['skipped_in_a_row']:.0f} steps in a row up to step {step} had a loss "
@@ -169,17 +181,25 @@ class _Loop:
             scalars["train/data_wait_share"] = self._clock.wait_share()
             if mfu is not None:
                 scalars["train/mfu"] = mfu
+            scalars |= run.ledger.log_scalars()
             scalars |= run.source_scalars(step)
             run.recorder.record(step, self._seconds(), scalars)
+            run.ledger.tick()
 
     def save(self, step: int, state: TrainState) -> None:
-        with self._clock.paused():
-            params, progress = checkpoint_items(state, self._run.frozen)
-            self._run.checkpointer.save(step, params, progress)
+        run = self._run
+        with run.ledger.spending("checkpoint"):
+            if run.checkpoint.check_replicas:
+                check_replicas(trees.merge(state.params, run.frozen))
+            run.checkpointer.save(step, *checkpoint_items(state, run.frozen))
+            run.ledger.write()
+        self._watchdog.finished(step)
 
     def preempted(self, step: int, stop: StopRequest) -> Preempted:
         """What to raise when a signal ends the run after `step`."""
-        self._run.checkpointer.wait()
+        with self._run.ledger.spending("checkpoint"):
+            self._run.checkpointer.wait()
+        self._run.ledger.write()
         saved = step in self._run.checkpointer.steps()
         return Preempted(
             f"stopped by {stop.signal} after step {step}, "
@@ -188,7 +208,7 @@ class _Loop:
         )
 
     def evaluate(self, step: int, state: TrainState) -> None:
-        with self._clock.paused():
+        with self._run.ledger.spending("evaluation"):
             scores = self._run.evaluate(step, state)
             self._run.recorder.record(step, self._seconds(), scores)
             self._progress.message(
@@ -196,6 +216,7 @@ class _Loop:
                 + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
             )
             self._mark_best()
+        self._watchdog.finished(step)
 
     def evaluate_if_missing(self, step: int, state: TrainState) -> None:
         """Evaluates a restored state whose evaluation was due and did not come to its end."""
@@ -249,69 +270,50 @@ def state_of(
 
 
 class _Clock:
-    """Time in steps, without compilation, evaluation and checkpoints; and waiting for data."""
+    """How fast steps are, without compilation, evaluation and checkpoints; and waiting for data."""
 
-    def __init__(self) -> None:
-        self._mark: float | None = None
-        self._wait = 0.0
-        self._recent: list[tuple[float, float]] = []
-        self._seconds = self._tokens = self._waited = 0.0
-        self.compile_seconds = 0.0
-        self._started = time.monotonic()
-
-    def waiting(self) -> "_Span":
-        return _Span(self._add_wait)
-
-    def paused(self) -> "_Span":
-        return _Span(self._skip)
-
-    def _add_wait(self, seconds: float) -> None:
-        self._wait += seconds
-
-    def _skip(self, seconds: float) -> None:
-        if self._mark is not None:
-            self._mark += seconds
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._begin: tuple[float, float] | None = None
+        self._recent: collections.deque[tuple[float, float]] = collections.deque(maxlen=21)
+        self._tokens = 0.0
 
     def step(self, tokens: float) -> None:
         """A step has ended; the first one, which compiles, only starts the clock."""
-        now = time.monotonic()
-        if self._mark is None:
-            self.compile_seconds = now - self._started
+        if self._begin is None:
+            self._begin = self._spent()
         else:
-            self._seconds += now - self._mark
             self._tokens += tokens
-            self._waited += self._wait
-            self._recent = [*self._recent[-19:], (now - self._mark, tokens)]
-        self._mark, self._wait = now, 0.0
+        self._recent.append((sum(self._spent()), self._tokens))
 
     def tokens_per_second(self) -> float:
         """Over the last steps."""
-        seconds = sum(seconds for seconds, _ in self._recent)
-        return sum(tokens for _, tokens in self._recent) / seconds if seconds else 0.0
+        (begin, before), (end, after) = self._recent[0], self._recent[-1]
+        return (after - before) / (end - begin) if end > begin else 0.0
 
     def wait_share(self) -> float:
         """Share of all step time that was spent waiting for data."""
-        return self._waited / self._seconds if self._seconds else 0.0
+        seconds, waited = self._since_begin()
+        return waited / seconds if seconds else 0.0
 
     def measured(self) -> dict[str, float]:
-        if not self._seconds:
+        seconds, _ = self._since_begin()
+        if not self._tokens:
             return {}
         return {
-            "train/tokens_per_second": self._tokens / self._seconds,
+            "train/tokens_per_second": self._tokens / seconds,
             "train/data_wait_share": self.wait_share(),
-            "time/compile": self.compile_seconds,
-            "time/train": self._seconds,
+            "time/compile": self._ledger.spent("compile"),
+            "time/train": seconds,
         }
 
+    def _spent(self) -> tuple[float, float]:
+        """Seconds of steps and of waiting, since the life began."""
+        return self._ledger.spent("step"), self._ledger.spent("data_wait")
 
-class _Span:
-    """A context manager that gives its seconds to a function."""
-
-    def __init__(self, receive: Callable[[float], None]) -> None:
-        self._receive = receive
-
-    def __enter__(self) -> None:
-        self._begin = time.monotonic()
-
-    def __exit__(self, *exception: object) -> None:
-        self._receive(time.monotonic() - self._begin)
+    def _since_begin(self) -> tuple[float, float]:
+        """Seconds of steps with waiting, and of waiting alone, since the first step."""
+        if self._begin is None:
+            return 0.0, 0.0
+        step, wait = (now - before for now, before in zip(self._spent(), self._begin, strict=True))
+        return step + wait, wait

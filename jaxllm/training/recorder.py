@@ -24,12 +24,16 @@ class LogConfig:
     """Weights & Biases project to send scalars to; empty: none. Needs the extra `[wandb]`."""
     peak_tflops: float = 0.0
     """Peak of one device in TFLOP/s, for MFU; 0: as known for the device."""
+    watchdog: float = 600.0
+    """Seconds without a finished step, evaluation or save after which standard error is told what
+    is waited for, with the stack traces of all threads; 0: never."""
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError("every: must be at least 1")
-        if self.peak_tflops < 0:
-            raise ValueError("peak_tflops: must not be negative")
+        for name in ("peak_tflops", "watchdog"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must not be negative")
 
 
 class Recorder:

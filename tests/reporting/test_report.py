@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 import pytest
 
 from jaxllm.errors import UserError
+from jaxllm.reporting.goodput import CATEGORIES, Life, goodput_scalars
 from jaxllm.reporting.metrics_file import MetricsFile
-from jaxllm.reporting.report import comparison_bars, time_bars, write_report
+from jaxllm.reporting.report import comparison_bars, goodput, time_bars, write_report
 from jaxllm.reporting.samples import append_samples
 
 EVIL = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> & 中文"
@@ -152,3 +153,38 @@ def test_shares_of_time_make_up_the_whole():
     ]
     too_short = time_bars(SUMMARY | {"time/total": 100.0})
     assert sum(bar.share for bar in too_short) == pytest.approx(1.0)
+
+
+LIVES = [
+    Life(0.0, dict.fromkeys(CATEGORIES, 0.0) | {"start": 10.0, "step": 20.0}, 0, 21),
+    Life(40.0, dict.fromkeys(CATEGORIES, 0.0) | {"compile": 10.0, "step": 50.0}, 11, 62, True),
+]
+
+
+def test_goodput_is_told_of_all_lives(run_dir):
+    (run_dir / "goodput.json").write_text(json.dumps([vars(life) for life in LIVES]))
+    (run_dir / "summary.json").write_text(json.dumps(SUMMARY | goodput_scalars(LIVES)))
+    text = Page(write_report(run_dir).read_text()).text
+    for words in (
+        "Goodput 60.0% of 1m40s went into steps that count, over 2 lives of the process.",
+        "lost steps, made again 10s (10.0%)",
+        "down, between lives 10s (10.0%)",
+        "began lasted from step to step steps lost",
+        "1970-01-01 00:00:00 UTC 30s 0 21 10",
+        "1970-01-01 00:00:40 UTC 1m00s 11 62 0",
+    ):
+        assert words in text
+    assert "Goodput, over all lives" not in text  # it has its own section
+
+
+def test_shares_of_goodput_make_up_the_whole():
+    shown = goodput(LIVES)
+    assert sum(bar.share for bar in shown.parts) == pytest.approx(1.0)
+    assert len({bar.part for bar in shown.parts}) == len(shown.parts)
+    assert goodput([]) is None
+
+
+@pytest.mark.parametrize("content", ["", "[3]", "[]"])
+def test_a_report_does_without_a_broken_goodput_file(run_dir, content):
+    (run_dir / "goodput.json").write_text(content)
+    assert "Goodput" not in Page(write_report(run_dir).read_text()).text

@@ -15,13 +15,15 @@ from jaxllm.checkpoints.checkpointer import Checkpointer
 from jaxllm.reporting.metrics_file import read_metrics
 from jaxllm.stages import pretrain
 
-_CLOCK = ("time", "train/tokens_per_second", "train/data_wait_share")
+_CLOCK = ("time", "train/tokens_per_second", "train/data_wait_share", "goodput/")
 
 
 def _lines(run: Path):
     """The metrics of a run as text (NaN equals NaN), without what the clock says."""
     lines = read_metrics(run / "metrics.jsonl")
-    return [json.dumps({k: v for k, v in line.items() if k not in _CLOCK}) for line in lines]
+    return [
+        json.dumps({k: v for k, v in line.items() if not k.startswith(_CLOCK)}) for line in lines
+    ]
 
 
 def _signal_at(monkeypatch, step, number):

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxllm.checkpoints.checkpointer import CheckpointConfig, Checkpointer
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.errors import Preempted
 from jaxllm.preemption import StopRequest
+from jaxllm.reporting.goodput import Ledger
 from jaxllm.training import loop
 from jaxllm.training.loop import EvalConfig, NonFiniteLoss, Run, train
 from jaxllm.training.recorder import LogConfig, Recorder
@@ -50,6 +52,7 @@ class Harness:
         self.not_finite = set()
         self.on_step = lambda step: None
         self.scores = lambda step: {"eval/loss": 1.0}
+        self.ledger = Ledger(time.monotonic())
         self._opened = []
         self._metrics = {}
         fetch = jax.device_get
@@ -83,6 +86,7 @@ class Harness:
             state = TrainState(params=restored[1], **restored[2])
         recorder = RecordingRecorder(directory, int(state.step), self.events)
         self._opened += [recorder, checkpointer]
+        self.ledger.resumed(int(state.step))
         made = Run(
             steps=steps,
             step_function=self._step,
@@ -91,6 +95,7 @@ class Harness:
             evaluate=self._evaluate,
             diagnose=lambda step, state, batch: f"batch {int(batch['tokens'][0])} of step {step}",
             recorder=recorder,
+            ledger=self.ledger,
             checkpointer=checkpointer,
             log=LogConfig(every=log),
             eval=EvalConfig(every=evaluate),
@@ -226,10 +231,10 @@ class Clock:
         return self.now
 
 
-def test_time_is_counted_in_steps_alone(harness, monkeypatch):
+def test_time_is_counted_in_steps_alone(harness):
     """Of each step's 4 s, 1 s is waiting for data; nothing else counts but the first step."""
     clock = Clock()
-    monkeypatch.setattr(loop.time, "monotonic", clock.monotonic)
+    harness.ledger = Ledger(clock.monotonic(), clock.monotonic)
 
     def passes(seconds):
         clock.now += seconds
@@ -248,7 +253,8 @@ def test_time_is_counted_in_steps_alone(harness, monkeypatch):
     assert measured["train/data_wait_share"] == pytest.approx(1 / 4)
     # The first step is read once the second was sent: four steps of 4 tokens in three steps' time.
     assert measured["time/train"] == pytest.approx(3 * 4, abs=1e-6)
-    assert measured["time/compile"] == pytest.approx(501 + 4)
+    assert measured["time/compile"] == pytest.approx(500 + 3)
+    assert harness.ledger.spent("evaluation") == 2000 + 1000
 
 
 def test_a_run_that_diverges_stops_and_names_the_fault(harness):
