@@ -22,7 +22,7 @@ import jax
 # The client of the coordination service has no public name; Orbax takes it from here too.
 from jax._src.distributed import global_state
 
-from jaxllm.errors import Preempted
+from jaxllm.errors import Preempted, UserError
 from jaxllm.supervisor import ProcessGroup, Supervisor
 
 HEARTBEAT_SECONDS = 20
@@ -104,6 +104,7 @@ class Membership:
         """Joins the others, and begins to watch them; from here on only process 0 is heard.
 
         Raises:
+            UserError: nothing around here tells who the others are.
             Preempted: not all of them came.
         """
         # When a process is lost, JAX would abort the others; as "recoverable" ones they live to
@@ -115,8 +116,14 @@ class Membership:
                 group.coordinator,
                 group.count,
                 group.index,
+                cluster_detection_method="deactivate" if group.coordinator else None,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
+        except ValueError as error:
+            raise UserError(
+                f"--processes=auto: JAX finds no cluster here ({_line(error)}); give "
+                "--coordinator=HOST:PORT --processes=N --process=I."
+            ) from None
         except RuntimeError as error:
             raise Preempted(
                 f"the processes did not find together ({_line(error)}); see whether all of them "
