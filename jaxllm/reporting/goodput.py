@@ -42,7 +42,7 @@ LOST = "lost"
 DOWN = "down"
 """Between two lives."""
 
-_WRITE_SECONDS = 5.0
+_WRITE_SECONDS = 2.0
 # On a slow disk less often, so that writing stays below this share of the time.
 _WRITE_SHARE = 0.005
 
@@ -130,8 +130,8 @@ class Ledger:
 
     It goes to that of the innermost `spending` block, and outside all of them to the one last given
     to `otherwise`: `start`, until a caller says another. Not for several threads, but for reading
-    `category`. Nothing here can end a run, and nothing of it takes more than a few
-    microseconds but for writing.
+    `category`. Nothing here can end a run, and nothing of it takes more than a few microseconds but
+    for writing.
     """
 
     def __init__(self, begin: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -246,7 +246,7 @@ def _entry(life: Life) -> dict[str, Any]:
 
 
 def _parsed(entry: Any) -> Life:
-    """A life as it was written; one of an unknown category or a wrong type raises an error."""
+    """A life as it was written; an entry that is none raises one of many errors."""
     seconds = {category: float(entry["seconds"].get(category, 0.0)) for category in CATEGORIES}
     if not all(0 <= value < math.inf for value in seconds.values()):
         raise ValueError("seconds must be finite and not negative")

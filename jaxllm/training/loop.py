@@ -191,6 +191,7 @@ class _Loop:
         with run.ledger.spending("checkpoint"):
             if run.checkpoint.check_replicas:
                 check_replicas(trees.merge(state.params, run.frozen))
+                check_replicas(state.average or {})
             run.checkpointer.save(step, *checkpoint_items(state, run.frozen))
             run.ledger.write()
         self._watchdog.finished(step)
@@ -216,6 +217,7 @@ class _Loop:
                 + "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
             )
             self._mark_best()
+        self._run.ledger.tick()
         self._watchdog.finished(step)
 
     def evaluate_if_missing(self, step: int, state: TrainState) -> None:
