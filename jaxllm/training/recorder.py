@@ -1,15 +1,13 @@
 """Where a run's scalars go: `metrics.jsonl`, TensorBoard, and Weights & Biases by option."""
 
-import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import tensorboardX
-
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.errors import UserError
+from jaxllm.reporting.event_file import EventFile
 from jaxllm.reporting.metrics_file import MetricsFile, read_metrics
 from jaxllm.sharding.processes import is_main
 
@@ -52,10 +50,7 @@ class Recorder:
             return
         self._file = MetricsFile(run.metrics)
         self._file.truncate_after(start)
-        # purge_step makes TensorBoard drop what an earlier life of the run wrote after `start`.
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(run.tensorboard), purge_step=start + 1, flush_secs=10
-        )
+        self._tensorboard = EventFile(run.tensorboard, start + 1)
         self._wandb = _start_wandb(config.wandb, run, run_config) if config.wandb else None
 
     def record(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:
@@ -63,9 +58,7 @@ class Recorder:
         if self._tensorboard is None:
             return
         self._file.append(step, seconds, scalars)
-        with contextlib.suppress(OSError):  # the metrics file has warned of the full disk
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.write(step, scalars)
         if self._wandb is not None:
             self._wandb.log(dict(scalars), step=step)
 
@@ -76,8 +69,7 @@ class Recorder:
     def close(self) -> None:
         """Flushes and ends the writers."""
         if self._tensorboard is not None:
-            with contextlib.suppress(OSError):
-                self._tensorboard.close()
+            self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -1,5 +1,7 @@
 """Where scalars go: the metrics file, TensorBoard, and Weights & Biases where it is installed."""
 
+import resource
+import signal
 import sys
 import types
 
@@ -26,6 +28,8 @@ def _events(run):
         data = path.read_bytes()
         while data:
             size = int.from_bytes(data[:8], "little")
+            if len(data) < 16 + size:  # what a full disk left of a record
+                break
             event = Event.FromString(data[12 : 12 + size])
             found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
             data = data[16 + size :]
@@ -60,16 +64,31 @@ def test_what_came_after_the_restored_step_is_dropped(run):
     assert [line["train/loss"] for line in second.history()] == [1.0, 1.0, 0.5]
 
 
-def test_a_full_disk_does_not_end_the_run(run, monkeypatch):
+@pytest.mark.parametrize("from_the_beginning", [False, True])
+def test_a_full_disk_neither_ends_nor_stops_the_run(run, monkeypatch, from_the_beginning):
+    """TensorBoard's files, which are read up to what is broken, go on in another one."""
+    monkeypatch.setattr("jaxllm.reporting.event_file._FLUSH_SECONDS", 0.0)
     recorder = Recorder(run, 0, LogConfig(), {})
-
-    def full(*args, **kwargs):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(recorder._tensorboard, "add_scalar", full)
-    recorder.record(1, 0.5, {"train/loss": 2.0})
+    if not from_the_beginning:
+        recorder.record(1, 0.5, {"train/loss": 1.0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20 if from_the_beginning else 150, hard))
+        for step in range(2, 50):
+            recorder.record(step, 0.5, {f"train/{n}": float(step) for n in range(12)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    recorder.record(50, 0.5, {"train/loss": 50.0})
     recorder.close()
-    assert len(recorder.history()) == 1
+    assert [line["step"] for line in recorder.history()] == [
+        *([] if from_the_beginning else [1]),
+        *range(2, 51),
+    ]
+    assert _events(run)[-1] == ("train/loss", 50, 50.0)
+    if not from_the_beginning:
+        assert _events(run)[0] == ("train/loss", 1, 1.0)
 
 
 def test_weights_and_biases_that_is_not_installed_is_told(run, monkeypatch):
