@@ -12,6 +12,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import select
 import sys
 import traceback
@@ -45,6 +46,8 @@ _SINGLE = ("chat", "import_hf", "export_hf")
 
 # What only the user can mend: a place that cannot be read or written, a full disk.
 _USERS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR)
+# How errors read that a lost peer causes in the others.
+_COMMUNICATION = re.compile("Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|INTERNAL|CANCELLED")
 _UNREAD = 128 + 13  # as shells tell that SIGPIPE ended a program
 
 
@@ -99,8 +102,9 @@ def _work_in_group(arguments: Sequence[str], group: ProcessGroup, supervisor: Su
         return code
     try:
         code = _outcome(work, say)
-    except Exception:
-        membership.find_lost()
+    except Exception as error:
+        if _COMMUNICATION.search(str(error)):
+            membership.find_lost()
         traceback.print_exc(file=sys.__stderr__)
         code = 1
     return membership.fail(code) if code else membership.leave(0)

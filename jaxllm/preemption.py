@@ -67,12 +67,12 @@ def deferred_stop() -> Iterator[StopRequest]:
 
 
 def _deferred_by_handlers() -> Iterator[StopRequest]:
-    request, came = StopRequest(), -math.inf
+    request, came = StopRequest(), math.inf
     outside = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal came
-        if request.signal and time.monotonic() - came > _TWICE_SECONDS:
+        if time.monotonic() - came > _TWICE_SECONDS:
             raise Preempted(f"stopped twice, by {request.signal}; run the same command again")
         request.signal, came = signal.Signals(number).name, time.monotonic()
 
@@ -96,8 +96,13 @@ def _deferred_by_service(processes: Any) -> Iterator[StopRequest]:
         processes.preemption_sync_manager = None
     processes.initialize_preemption_sync_manager()
 
+    came = math.inf
+
     def handler(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, outside[number])
+        nonlocal came
+        if time.monotonic() - came > _TWICE_SECONDS:
+            raise Preempted("stopped twice, by SIGINT; run the same command again")
+        came = time.monotonic()
         os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGINT, handler)

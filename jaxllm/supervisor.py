@@ -63,7 +63,7 @@ def process_group(
         )
     count, index = (_number(name, given[name]) for name in ("processes", "process"))
     if not 0 <= index < count:
-        raise UserError(f"--process={index}: must be from 0 to {count - 1}, below --processes.")
+        raise UserError(f"--process={index}: must be at least 0 and below --processes={count}.")
     if not re.fullmatch(r".+:\d{1,5}", given["coordinator"]):
         raise UserError(f"--coordinator={given['coordinator']}: must be HOST:PORT of process 0.")
     if count == 1:
@@ -76,6 +76,10 @@ class Supervisor:
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
+
+    def joining(self) -> None:
+        """Tells that it waits for the other processes, in a call that JAX may abort."""
+        self._note("joining", "")
 
     def coordinated_at(self, address: str) -> None:
         """Tells where the coordinating process is."""
@@ -126,15 +130,26 @@ def _exit_code(status: int, notes: Mapping[str, str]) -> int:
         return os.WEXITSTATUS(status)
     number = os.WTERMSIG(status)
     address = notes.get("coordinator", "")
-    if number == signal.SIGABRT and address and not _answers(address):
-        print(
-            f"jaxllm: process 0, which coordinated the others at {address}, is gone; "
-            "run the same command again, in every process",
-            file=sys.stderr,
+    name = signal.Signals(number).name
+    if "joining" in notes and not address and number != signal.SIGKILL:
+        _tell(
+            f"the processes did not find together, and {name} ended this one; see whether all of "
+            "them run, with the same --coordinator and --processes, and run the command again"
         )
         return Preempted.exit_code
-    print(f"jaxllm: ended by {signal.Signals(number).name}", file=sys.stderr)
+    if number == signal.SIGABRT and address:
+        _tell(
+            f"process 0, which coordinated the others at {address}, "
+            f"{'does not answer' if _answers(address) else 'is gone'}, and JAX aborted this one; "
+            "run the same command again, in every process"
+        )
+        return Preempted.exit_code
+    _tell(f"ended by {name}")
     return _SIGNALLED + number
+
+
+def _tell(text: str) -> None:
+    print(f"jaxllm: {text}", file=sys.stderr)
 
 
 def _answers(address: str) -> bool:

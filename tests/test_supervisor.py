@@ -45,7 +45,7 @@ def test_a_group_is_told_from_its_surroundings(arguments, environment, group):
     [
         (GROUP[:2], "--process is missing"),
         (["--processes=2"], "--coordinator, --process is missing"),
-        ([*GROUP[:2], "--process=4"], "--process=4: must be from 0 to 3"),
+        ([*GROUP[:2], "--process=4"], "--process=4: must be at least 0 and below --processes=4"),
         ([*GROUP[:2], "--process=x"], "--process=x: must be a number"),
         (["--coordinator=host", *GROUP[1:]], "--coordinator=host: must be HOST:PORT"),
     ],
@@ -100,11 +100,23 @@ def test_a_child_that_jax_aborts_since_the_coordinator_is_gone_is_to_be_run_agai
     assert process.returncode == 75
 
 
-def test_an_abort_for_another_reason_is_none_of_that():
+def test_a_coordinator_that_is_there_and_does_not_answer_is_told_too():
     with socket.create_server(("127.0.0.1", 0)) as coordinator:
         port = coordinator.getsockname()[1]
         process = _supervised(f"supervisor.coordinated_at('127.0.0.1:{port}'); os.abort()")
-        assert process.communicate(timeout=60)[1] == "jaxllm: ended by SIGABRT\n"
+        assert f"127.0.0.1:{port}, does not answer" in process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+
+
+def test_what_ends_a_child_before_all_have_come_is_told():
+    process = _supervised("supervisor.joining(); os.abort()")
+    assert "the processes did not find together" in process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+
+
+def test_an_abort_that_has_to_do_with_no_other_process_is_passed_on():
+    process = _supervised("os.abort()")
+    assert process.communicate(timeout=60)[1] == "jaxllm: ended by SIGABRT\n"
     assert process.returncode == 134
 
 

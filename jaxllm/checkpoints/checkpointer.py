@@ -11,9 +11,8 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,14 @@ import orbax.checkpoint as ocp
 
 from jaxllm.checkpoints.checksums import damage, write_checksums
 from jaxllm.errors import Preempted, UserError
-from jaxllm.sharding.processes import from_main, several, warn
+from jaxllm.sharding.processes import (
+    HEARTBEAT_SECONDS,
+    from_main,
+    gathered,
+    is_main,
+    several,
+    warn,
+)
 
 # What Orbax logs of each save would drown the progress line, and what it logs of a failed one our
 # warning, which says the same in a line; it shares absl's logger with others.
@@ -30,6 +36,8 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 
 _WAITS = (5, 10, 20, 40, 80)
 """Seconds before what has failed is tried again."""
+_COMMIT_SECONDS = 600
+"""How long a process waits for the others to have written their shares."""
 # How errors read that come from the store, not from what is stored.
 _PASSING = re.compile(
     "UNAVAILABLE|DEADLINE_EXCEEDED|Input/output error|Stale file handle|timed out|not connected"
@@ -58,9 +66,11 @@ class Checkpointer:
 
     A failed save (a full disk, a store that does not answer) is a warning: training goes on, the
     last good checkpoint stays, and the save is due again after some seconds, each time twice as
-    many. A checkpoint that cannot be read is set aside, and the one before it is used. One of
-    several processes, which cannot know how the others fared, raises `Preempted` in both cases:
-    the run is to be started again.
+    many. One of several processes, which cannot know how the others fared, raises `Preempted`
+    instead: the run is to be started again. A checkpoint that cannot be read is set aside, and the
+    one before it is used; several processes judge it together.
+
+    Of several processes each calls the same methods in the same order.
     """
 
     def __init__(
@@ -86,13 +96,22 @@ class Checkpointer:
     def _open(self) -> None:
         # Deleting is done here, after a newer save is known to be whole, so that a crash at any
         # moment leaves a good checkpoint.
+        if not self._read_only:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        # Orbax's processes would meet by a collective of the devices, also from a thread, between
+        # those of the steps, and wait for ever; where all are named, they meet on the hosts.
+        everyone = set(range(jax.process_count())) if several() else None
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_names=("params", "progress"),
             options=ocp.CheckpointManagerOptions(
-                create=not self._read_only,
+                create=False,
                 cleanup_tmp_directories=not self._read_only,
                 read_only=self._read_only,
+                async_options=ocp.AsyncOptions(timeout_secs=_COMMIT_SECONDS),
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    active_processes=everyone
+                ),
             ),
         )
 
@@ -134,14 +153,31 @@ class Checkpointer:
 
     def is_due_again(self) -> bool:
         """Whether a save has failed, and it is time to save what there is now."""
-        if self._saving is not None and not self._manager.is_saving_in_progress():
-            if several():  # the others may not have come as far
+        if self._saving is not None:
+            if self._manager.is_saving_in_progress():
                 with self._surviving(self._saving):
                     self._manager.check_for_errors()
-                    self._sum_up(self._saving)
             else:
                 self.wait()
         return time.monotonic() >= self._again_at
+
+    def finish(self, step: int, params: Any, progress: Any) -> None:
+        """Waits until there is a checkpoint of the last step; what failed is tried again.
+
+        Raises:
+            Preempted: it could not be written.
+        """
+        self.wait()
+        for seconds in _WAITS:
+            if step in self.steps():
+                return
+            time.sleep(seconds)
+            self.save(step, params, progress)
+            self.wait()
+        if step not in self.steps():
+            raise Preempted(
+                f"checkpoint {step}, the last, could not be written; run the same command again"
+            )
 
     def mark_best(self, *steps: int) -> None:
         """Keeps the first of `steps` that has a checkpoint, until others are marked."""
@@ -174,61 +210,72 @@ class Checkpointer:
         return None if found is None else (found[0], found[1]["params"])
 
     def _newest_readable(self, args: Any) -> tuple[int, Any] | None:
-        steps = self.steps()
-        failures = []
+        steps, broken = self.steps(), []
         for step in reversed(steps):
-            try:
-                items = self._read(step, args)
-            except Exception as error:
-                # Orbax and TensorStore raise errors of many kinds for a damaged file.
-                if several() and not self._read_only:
-                    # One that another process has set aside is not read for that reason alone.
-                    why = _reason(error) if self._set_aside(step) else "as another process found"
-                    raise Preempted(
-                        f"checkpoint {step} cannot be read ({why}), and is set aside; "
-                        "run the same command again to go on from the one before"
-                    ) from None
-                self._warn(
-                    f"checkpoint {step} cannot be read ({_reason(error)}); trying the one before"
-                )
-                failures.append(step)
+            what = _first(gathered(damage(self._directory / str(step), *self._part)))
+            if not what:
+                items, failure = self._read(step, args)
+                what = _first(self._judged_together(step, failure))
+            if what:
+                self._warn(f"checkpoint {step} cannot be read ({what}); trying the one before")
+                broken.append(step)
                 continue
-            for broken in () if self._read_only else failures:
-                self._set_aside(broken)
-            if from_main(partial(int, step)) != step:
-                raise UserError(
-                    f"{self._directory}: not every process can read the newest checkpoint; "
-                    "restore it from a copy, or remove it."
-                )
+            for each in () if self._read_only else broken:
+                self._set_aside(each)
             return step, items
-        if steps:
+        if steps or any(self._directory.glob("broken-*")):
             raise UserError(
-                f"{self._directory}: none of the checkpoints {steps} can be read for this model; "
+                f"{self._directory}: none of its checkpoints can be read for this model; "
                 "restore one from a copy, or use another --workdir."
             )
         return None
 
-    def _read(self, step: int, args: Any) -> Any:
-        """The items of a checkpoint; a store that does not answer is asked again for a while."""
+    def _judged_together(self, step: int, failure: str) -> list[str]:
+        """Why the processes could not read a checkpoint, each; empty for those that could.
+
+        Raises:
+            Preempted: the others do not say; they may wait for this one within Orbax. It is set
+                aside then, if they are all alive, so that the next life uses the one before.
+        """
+        if not failure or not several():
+            return gathered(failure)
+        try:
+            return gathered(failure, seconds=2 * HEARTBEAT_SECONDS)
+        except TimeoutError:
+            if not self._read_only:
+                self._set_aside(step)
+            raise Preempted(
+                f"checkpoint {step} cannot be read by this process ({failure}); "
+                "run the same command again to go on from the one before"
+            ) from None
+
+    def _read(self, step: int, args: Any) -> tuple[Any, str]:
+        """The items of a checkpoint, or why they cannot be read; a store that does not answer is
+        asked again for a while."""
         for seconds in (*_WAITS, None):
             try:
-                if what := damage(self._directory / str(step), *self._part):
-                    raise ValueError(what)
                 items = self._manager.restore(step, args=args)
                 jax.block_until_ready(items["params"])
-                return items
+                return items, ""
             except Exception as error:
-                if seconds is None or not _PASSING.search(str(error)):
-                    raise
+                # Orbax and TensorStore raise errors of many kinds for a damaged file.
+                if several() or seconds is None or not _PASSING.search(str(error)):
+                    return None, _reason(error)
                 self._warn(
                     f"checkpoint {step} cannot be read now ({_reason(error)}); trying again in "
                     f"{seconds} seconds"
                 )
             time.sleep(seconds)
-        raise AssertionError("the last try has returned or raised")
+        raise AssertionError("the last try has returned")
 
     def close(self) -> None:
-        """Waits for the save under way and ends Orbax's threads."""
+        """Waits for the save under way and ends Orbax's threads.
+
+        One of several processes that has failed in the middle of a save does not wait: the others
+        would wait for it as long.
+        """
+        if self._saving is not None and several():
+            return
         self.wait()
         if self._summing is not None:
             self._summing.join()
@@ -259,16 +306,16 @@ class Checkpointer:
         """Writes the checksums of a new checkpoint, or this process's share of them, beside the
         training."""
 
-        def write(checkpoint: Path) -> None:
-            with suppress(OSError):  # the disk is full, or the checkpoint is dropped again already
-                write_checksums(checkpoint, *self._part)
+        def write() -> None:
+            try:
+                write_checksums(self._directory / str(step), *self._part)
+            except OSError as error:
+                self._warn(f"checkpoint {step} has no checksums ({_reason(error)})")
 
-        name = f"checksums of {step}"
-        if self._summing is None or self._summing.name != name:
-            self._summing = threading.Thread(
-                target=write, args=[self._directory / str(step)], name=name, daemon=True
-            )
-            self._summing.start()
+        if self._summing is not None:
+            self._summing.join()
+        self._summing = threading.Thread(target=write, name="checksums", daemon=True)
+        self._summing.start()
 
     @property
     def _part(self) -> tuple[int, int]:
@@ -280,22 +327,22 @@ class Checkpointer:
             shutil.rmtree(path, ignore_errors=True)
 
     def _drop_old(self) -> None:
-        steps = self.steps()
+        # Not by Orbax, whose processes would have to wait for one another.
+        steps = committed_steps(self._directory)
         best = next((step for step in self._best if step in steps), None)
-        for step in set(steps[: -self._keep]) - {best}:
-            self._manager.delete(step)
+        for step in set(steps[: -self._keep]) - {best} if is_main() else ():
+            # Renamed first: what is half removed is no checkpoint, and Orbax clears it away.
+            dropped = self._directory / f"{step}.orbax-checkpoint-tmp-dropped"
+            (self._directory / str(step)).rename(dropped)
+            shutil.rmtree(dropped, ignore_errors=True)
 
-    def _set_aside(self, step: int) -> bool:
-        """Renames a broken checkpoint, so that its step can be saved again and nothing is lost;
-        returns whether it was there."""
+    def _set_aside(self, step: int) -> None:
+        """Renames a broken checkpoint, so that its step can be saved again and nothing is lost."""
         names = (f"broken-{step}", *(f"broken-{step}-{number}" for number in range(2, 100)))
         free = next(name for name in names if not (self._directory / name).exists())
-        try:
+        with suppress(FileNotFoundError):  # another process was first
             (self._directory / str(step)).rename(self._directory / free)
-        except FileNotFoundError:  # another process was first
-            return False
         self._manager.reload()
-        return True
 
 
 def committed_steps(directory: Path) -> list[int]:
@@ -303,6 +350,14 @@ def committed_steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def _first(failures: Sequence[str]) -> str:
+    """The first that there is, with the number of its process if there are several."""
+    for index, failure in enumerate(failures):
+        if failure:
+            return f"process {index}: {failure}" if len(failures) > 1 else failure
+    return ""
 
 
 def _reason(error: Exception) -> str:

@@ -41,7 +41,7 @@ from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.report import write_report
 from jaxllm.reporting.tables import print_summary
 from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
-from jaxllm.sharding.processes import is_main, main_first
+from jaxllm.sharding.processes import check_shared, is_main, main_first
 from jaxllm.stages.data_scores import reading_scores
 from jaxllm.tokenizers.chat_template import chat_template
 from jaxllm.tokenizers.config import TokenizerConfig
@@ -126,6 +126,7 @@ def run(config: EvaluateConfig, workdir: Path | None) -> None:
     if directory is not None:
         with main_first():
             directory.open(dataclasses.asdict(config), dataclasses.asdict(EvaluateConfig()))
+        check_shared(directory.path, "--workdir")
     mesh = make_mesh(config.mesh)
     scores: dict[str, float] = {}
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as scratch:

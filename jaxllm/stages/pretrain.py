@@ -41,7 +41,7 @@ from jaxllm.reporting.report import write_report
 from jaxllm.reporting.samples import append_samples
 from jaxllm.reporting.tables import print_summary
 from jaxllm.sharding.mesh import batch_sharding, make_mesh
-from jaxllm.sharding.processes import from_main, is_main, main_first
+from jaxllm.sharding.processes import check_shared, from_main, is_main, main_first
 from jaxllm.sharding.rules import shardings
 from jaxllm.stages.continued import continued_model
 from jaxllm.stages.data_scores import data_scores, phase_scores, print_mixture, source_scores
@@ -95,6 +95,7 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
     _check_model(config, tokenizer)
     with main_first():
         directory.open(dataclasses.asdict(config), dataclasses.asdict(PretrainConfig()))
+    check_shared(directory.path, "--workdir")
     if from_main(lambda: is_finished(config, directory)):
         print(f"{workdir}: the run is finished; raise config.steps to train on.")
         return

@@ -117,7 +117,7 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
             if step + 1 == run.steps or (step + 1) % run.eval.every == 0:
                 loop.evaluate(step + 1, state)
         with run.ledger.spending("checkpoint"):
-            run.checkpointer.wait()
+            run.checkpointer.finish(run.steps, *checkpoint_items(state, run.frozen))
         if stop.signal:
             raise loop.preempted(run.steps, stop)
         return state, loop.measured()

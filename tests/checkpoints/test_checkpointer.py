@@ -190,7 +190,7 @@ def test_all_broken_is_told(open_checkpointer, tmp_path):
     _save(open_checkpointer(), 1, 2)
     for step in (1, 2):
         _break(tmp_path / "checkpoints" / str(step))
-    with pytest.raises(UserError, match=r"none of the checkpoints \[1, 2\] can be read"):
+    with pytest.raises(UserError, match=r"none of its checkpoints can be read"):
         _restore(open_checkpointer())
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
@@ -315,6 +315,43 @@ def test_a_save_that_failed_is_due_again_after_longer_and_longer(
     _save(checkpointer, 1)
     assert not checkpointer.is_due_again()
     assert checkpointer.steps() == [1]
+
+
+def test_checkpoints_that_were_all_set_aside_are_no_new_beginning(open_checkpointer, tmp_path):
+    _save(open_checkpointer(), 1)
+    (tmp_path / "checkpoints" / "1").rename(tmp_path / "checkpoints" / "broken-1")
+    with pytest.raises(UserError, match="none of its checkpoints can be read"):
+        _restore(open_checkpointer())
+
+
+def test_the_last_save_is_tried_again_until_it_is_there(open_checkpointer, warnings, monkeypatch):
+    monkeypatch.setattr(checkpointer_module, "_WAITS", (0.0, 0.01, 0.01))
+    checkpointer, save, calls = open_checkpointer(), ocp.CheckpointManager.save, []
+
+    def down(self, *args, **kwargs):
+        calls.append(args)
+        if len(calls) < 3:
+            raise OSError(errno.EIO, "Input/output error")
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", down)
+    checkpointer.save(7, _params(7), _progress(7))
+    checkpointer.finish(7, _params(7), _progress(7))
+    assert checkpointer.steps() == [7]
+    assert len(warnings) == 2
+
+
+def test_a_last_save_that_never_succeeds_is_to_be_run_again(open_checkpointer, monkeypatch):
+    monkeypatch.setattr(checkpointer_module, "_WAITS", (0.0, 0.01))
+    checkpointer = open_checkpointer()
+
+    def down(*args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", down)
+    checkpointer.save(8, _params(8), _progress(8))
+    with pytest.raises(Preempted, match="checkpoint 8, the last, could not be written"):
+        checkpointer.finish(8, _params(8), _progress(8))
 
 
 @pytest.mark.parametrize("method", ["save", "wait_until_finished", "check_for_errors"])

@@ -154,6 +154,7 @@ class Rows:
         return {"tokens": np.full(3, index, np.int32)}
 
 class Nobody:
+    def joining(self): pass
     def coordinated_at(self, address): pass
     def ended(self, code): pass
 
@@ -224,7 +225,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(arguments, start,
     _assert_same_curve(alone, workdir)
 
 
-def test_a_checkpoint_that_one_cannot_read_is_set_aside_by_all(
+def test_a_damaged_checkpoint_is_set_aside_by_all_and_the_one_before_is_used(
     arguments, start, finished_run, tmp_path
 ):
     workdir = tmp_path / "run"
@@ -233,12 +234,98 @@ def test_a_checkpoint_that_one_cannot_read_is_set_aside_by_all(
     damaged = next((workdir / "checkpoints" / "12" / "params").rglob("d/*"))
     damaged.write_bytes(b"x")
     processes = start(arguments("pretrain", workdir), 2)
-    assert processes.wait() == [75, 75]
-    assert "has 1 bytes" in processes.output(0) + processes.output(1)
-    again = start(arguments("pretrain", workdir), 2)
-    assert again.wait() == [0, 0]
-    assert "going on from step 8 of 12" in again.output(0)
+    assert processes.wait() == [0, 0]
+    assert "has 1 bytes" in processes.output(0)
+    assert "going on from step 8 of 12" in processes.output(0)
     assert (workdir / "checkpoints" / "broken-12").is_dir()
+    assert _curve(workdir) == pytest.approx(_curve(finished_run), rel=1e-4)
+
+    for path in (workdir / "checkpoints").glob("[0-9]*/params/manifest.ocdbt"):
+        path.unlink()
+    (workdir / "report.html").unlink()
+    before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    processes = start(arguments("pretrain", workdir), 2)
+    assert processes.wait() == [2, 2]
+    assert "none of its checkpoints can be read" in processes.output(0)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == before
+
+
+_FAULTY = """
+import sys
+from jaxllm.data import batches
+from jaxllm.main import main
+
+made = batches.BatchSource._make
+
+def make(self, step):
+    if "--process=1" in sys.argv and step == 120:
+        raise RuntimeError("a fault of process 1 alone")
+    return made(self, step)
+
+batches.BatchSource._make = make
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_error_in_one_process_ends_all_though_there_are_checkpoints(arguments, start, tmp_path):
+    workdir = tmp_path / "run"
+    fields = FIELDS | {"checkpoint.every": 50}
+    processes = start(arguments("pretrain", workdir, fields), 2, program=("-c", _FAULTY))
+    assert processes.wait(60) == [1, 1]
+    assert (workdir / "checkpoints" / "100").is_dir()
+    assert "RuntimeError: a fault of process 1 alone" in processes.output(1)
+    assert "process 1 on" in processes.output(0)
+    assert "ended with code 1" in processes.output(0)
+
+
+_SHARED = """
+import os, sys
+from pathlib import Path
+from jaxllm.errors import UserError
+from jaxllm.sharding.processes import Membership, check_shared, gathered, say
+from jaxllm.supervisor import process_group
+
+class Nobody:
+    def joining(self): pass
+    def coordinated_at(self, address): pass
+    def ended(self, code): pass
+
+group, (shared, folder) = process_group(sys.argv[1:], {})
+member = Membership(Nobody())
+member.join(group)
+assert gathered(group.index) == [0, 1]
+check_shared(Path(shared), "--workdir")
+try:
+    check_shared(Path(folder, str(group.index)), "--workdir")
+except UserError as error:
+    say(str(error))
+    member.fail(2)
+"""
+
+
+def test_a_folder_that_not_all_processes_see_is_refused(start, tmp_path):
+    for name in ("shared", "own/0", "own/1"):
+        (tmp_path / name).mkdir(parents=True)
+    where = [str(tmp_path / "shared"), str(tmp_path / "own")]
+    processes = start(where, 2, program=("-c", _SHARED))
+    assert processes.wait() == [2, 2]
+    assert "process 1 does not see the folder of process 0" in processes.output(0)
+    assert list((tmp_path / "shared").iterdir()) == []
+
+
+def test_a_port_that_is_taken_is_told(arguments, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = arguments("pretrain", tmp_path / "run")
+        group = [f"--coordinator={address}", "--processes=2", "--process=0"]
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxllm.main", *command, *group],
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    assert done.returncode == 2
+    assert f"--coordinator={address}: process 0 cannot listen there" in done.stderr
 
 
 def test_what_ends_one_process_ends_all_alike(arguments, start, tmp_path):
