@@ -3,12 +3,18 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from jaxllm.errors import UserError
+
+_LOOK_SECONDS = 0.2
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
@@ -53,11 +59,14 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike) -> Iterator[None]:
+def locked(folder: str | os.PathLike, patience: float = math.inf) -> Iterator[None]:
     """Holds `folder`, made if need be, while others who ask for it wait; on one machine.
 
     A process that ends, in whatever way, lets go of it. A folder that cannot be written needs no
     lock, and gets none.
+
+    Raises:
+        UserError: another process still holds it after `patience` seconds.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -66,9 +75,26 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         except OSError:
             yield
             return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder}: waiting for another process that writes here", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+        until, told = time.monotonic() + patience, False
+        while not _is_locked(file):
+            if time.monotonic() >= until:
+                raise UserError(
+                    f"{folder}: another process writes here; wait until it has ended, or give "
+                    "another folder."
+                )
+            if not told:
+                print(f"{folder}: waiting for another process that writes here", file=sys.stderr)
+                told = True
+            time.sleep(_LOOK_SECONDS)
         yield
+
+
+def _is_locked(file: IO[str]) -> bool:
+    """Whether the lock on `file` is free, and ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system that knows no locks
+        pass
+    return True

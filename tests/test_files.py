@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from jaxllm.errors import UserError
 from jaxllm.files import locked, write_atomically
 
 
@@ -54,6 +55,17 @@ def test_a_locked_folder_is_held_until_it_is_let_go(tmp_path, capsys):
     thread.join(10)
     assert order == ["first", "second"]
     assert "waiting for another process" in capsys.readouterr().err
+
+
+def test_patience_with_another_process_has_an_end(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match="another process writes here"),
+        locked(tmp_path, patience=0.3),
+    ):
+        pass
+    with locked(tmp_path, patience=0.0):
+        pass
 
 
 def test_a_folder_that_cannot_be_written_needs_no_lock(tmp_path):

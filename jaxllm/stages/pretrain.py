@@ -1,5 +1,6 @@
 """The `pretrain` stage: text in, trained model out."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -26,6 +27,7 @@ from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.evaluation.ngrams import MAX_TRAIN_TOKENS
 from jaxllm.evaluation.references import reference_scores
+from jaxllm.files import locked
 from jaxllm.host_memory import keep_freed_memory_on_cpu
 from jaxllm.inference.engine import Engine, check_prompt
 from jaxllm.models.config import ModelConfig, TransformerConfig
@@ -54,6 +56,8 @@ from jaxllm.training.state import TrainState
 # xz takes a second for 2 MB, and looks back this far.
 _REFERENCE_BYTES = 64 * 2**20
 _SAMPLES = 2
+_PATIENCE_SECONDS = 60.0
+"""How long a run waits for another one in its directory, which may just be ending."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +82,7 @@ class PretrainConfig(TrainingFields, SamplingFields):
 
 def run(config: PretrainConfig, workdir: Path | None) -> None:
     """Prepares text and tokenizer, trains, evaluates, and writes samples, report and summary."""
-    begin = time.monotonic()
-    ledger = Ledger(begin)
+    ledger = Ledger(time.monotonic())
     keep_freed_memory_on_cpu()
     if workdir is None:
         raise UserError("--workdir is missing: give the directory that the run is to be kept in.")
@@ -96,10 +99,23 @@ def run(config: PretrainConfig, workdir: Path | None) -> None:
     with main_first():
         directory.open(dataclasses.asdict(config), dataclasses.asdict(PretrainConfig()))
     check_shared(directory.path, "--workdir")
-    if from_main(lambda: is_finished(config, directory)):
-        print(f"{workdir}: the run is finished; raise config.steps to train on.")
-        return
-    phases = Phases()
+    with locked(workdir, _PATIENCE_SECONDS) if is_main() else contextlib.nullcontext():
+        if from_main(lambda: is_finished(config, directory)):
+            print(f"{workdir}: the run is finished; raise config.steps to train on.")
+            return
+        _run(config, workdir, mesh, tokenizer, begun_with, ledger)
+
+
+def _run(
+    config: PretrainConfig,
+    workdir: Path,
+    mesh: Mesh,
+    tokenizer: TokenizerConfig,
+    begun_with: dict[str, str],
+    ledger: Ledger,
+) -> None:
+    """The run itself, once its directory is its own."""
+    directory, begin, phases = RunDirectory(workdir), time.monotonic(), Phases()
     with ledger.spending("data"), main_first():
         corpus = prepare_corpus(config.data, tokenizer, workdir, phases, begun_with)
     model = architecture(config.model, corpus.tokenizer.vocab_size)

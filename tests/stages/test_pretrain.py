@@ -29,6 +29,7 @@ def test_the_run_directory_is_whole(finished_run):
         "config.json",
         "tokenizer",
         "checkpoints",
+        ".lock",
         "goodput.json",
         "metrics.jsonl",
         "tensorboard",
