@@ -26,6 +26,7 @@ from jaxllm.sharding.processes import (
     from_main,
     gathered,
     is_main,
+    main_first,
     several,
     warn,
 )
@@ -117,8 +118,8 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """The steps with a committed checkpoint, oldest first."""
-        steps = sorted(self._manager.all_steps(read=True))
-        return from_main(lambda: steps)
+        # Not by Orbax, which trips over one that process 0 is dropping.
+        return from_main(lambda: committed_steps(self._directory))
 
     def save(self, step: int, params: Any, progress: Any) -> None:
         """Starts a save and returns; the arrays may be donated right after.
@@ -220,8 +221,11 @@ class Checkpointer:
                 self._warn(f"checkpoint {step} cannot be read ({what}); trying the one before")
                 broken.append(step)
                 continue
-            for each in () if self._read_only else broken:
-                self._set_aside(each)
+            if broken and not self._read_only:
+                with main_first():
+                    for each in broken if is_main() else ():
+                        self._set_aside(each)
+                self._manager.reload()
             return step, items
         if steps or any(self._directory.glob("broken-*")):
             raise UserError(
@@ -342,7 +346,6 @@ class Checkpointer:
         free = next(name for name in names if not (self._directory / name).exists())
         with suppress(FileNotFoundError):  # another process was first
             (self._directory / str(step)).rename(self._directory / free)
-        self._manager.reload()
 
 
 def committed_steps(directory: Path) -> list[int]:
