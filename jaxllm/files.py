@@ -48,8 +48,8 @@ def write_bytes_atomically(path: str | os.PathLike, content: bytes) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a write knows no name
-            error.filename = str(path)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)  # a write knows no name
         raise
 
 
