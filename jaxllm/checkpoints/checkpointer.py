@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,19 @@ from jaxllm.sharding.processes import (
 # What Orbax logs of each save would drown the progress line, and what it logs of a failed one our
 # warning, which says the same in a line; it shares absl's logger with others.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+_show_unraisable = sys.unraisablehook
+
+
+def _without_late_news(unraisable: Any) -> None:
+    """Leaves out what TensorStore's threads print when they have news, each of its own, of a save
+    that has failed already."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _show_unraisable(unraisable)
+
+
+sys.unraisablehook = _without_late_news
 
 _WAITS = (5, 10, 20, 40, 80)
 """Seconds before what has failed is tried again."""
@@ -92,28 +106,23 @@ class Checkpointer:
         self._best: tuple[int, ...] = ()
         self._failures = 0
         self._again_at = math.inf
+        self._look_at = -math.inf
         self._open()
 
     def _open(self) -> None:
-        # Deleting is done here, after a newer save is known to be whole, so that a crash at any
-        # moment leaves a good checkpoint.
-        if not self._read_only:
+        if not self._read_only and is_main():
             self._directory.mkdir(parents=True, exist_ok=True)
-        # Orbax's processes would meet by a collective of the devices, also from a thread, between
-        # those of the steps, and wait for ever; where all are named, they meet on the hosts.
+            for half_written in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half_written, ignore_errors=True)
+        # Not Orbax's manager, which finds, names and deletes checkpoints too: of several processes
+        # its own would have to wait for one another for each of that, and one whose write has
+        # failed waits for the others before it says so. All processes are named, since else they
+        # would meet by a collective of the devices, from a thread, between those of the steps.
         everyone = set(range(jax.process_count())) if several() else None
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            item_names=("params", "progress"),
-            options=ocp.CheckpointManagerOptions(
-                create=False,
-                cleanup_tmp_directories=not self._read_only,
-                read_only=self._read_only,
-                async_options=ocp.AsyncOptions(timeout_secs=_COMMIT_SECONDS),
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    active_processes=everyone
-                ),
-            ),
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            timeout_secs=_COMMIT_SECONDS,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=everyone),
         )
 
     def steps(self) -> list[int]:
@@ -131,13 +140,12 @@ class Checkpointer:
             return
         with self._surviving(step):
             self._saving = step
-            self._manager.save(
-                step,
+            self._orbax.save(
+                self._directory / str(step),
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(params),
                     progress=ocp.args.StandardSave(progress),
                 ),
-                force=True,
             )
 
     def wait(self) -> None:
@@ -145,8 +153,7 @@ class Checkpointer:
         if self._saving is None:
             return
         with self._surviving(self._saving):
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+            self._orbax.wait_until_finished()
             self._drop_old()
             self._failures, self._again_at = 0, math.inf
             self._sum_up(self._saving)
@@ -155,11 +162,13 @@ class Checkpointer:
     def is_due_again(self) -> bool:
         """Whether a save has failed, and it is time to save what there is now."""
         if self._saving is not None:
-            if self._manager.is_saving_in_progress():
-                with self._surviving(self._saving):
-                    self._manager.check_for_errors()
-            else:
+            with self._surviving(self._saving):
+                self._orbax.check_for_errors()
+        # Asked once a second, not after each step: a store may take long to answer.
+        if self._saving is not None and time.monotonic() >= self._look_at:
+            if (self._directory / str(self._saving)).exists():  # it is committed
                 self.wait()
+            self._look_at = time.monotonic() + 1
         return time.monotonic() >= self._again_at
 
     def finish(self, step: int, params: Any, progress: Any) -> None:
@@ -225,7 +234,6 @@ class Checkpointer:
                 with main_first():
                     for each in broken if is_main() else ():
                         self._set_aside(each)
-                self._manager.reload()
             return step, items
         if steps or any(self._directory.glob("broken-*")):
             raise UserError(
@@ -258,7 +266,7 @@ class Checkpointer:
         asked again for a while."""
         for seconds in (*_WAITS, None):
             try:
-                items = self._manager.restore(step, args=args)
+                items = self._orbax.restore(self._directory / str(step), args=args)
                 jax.block_until_ready(items["params"])
                 return items, ""
             except Exception as error:
@@ -283,7 +291,7 @@ class Checkpointer:
         self.wait()
         if self._summing is not None:
             self._summing.join()
-        self._manager.close()
+        self._orbax.close()
 
     @contextmanager
     def _surviving(self, step: int) -> Iterator[None]:

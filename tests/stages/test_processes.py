@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -276,6 +277,26 @@ def test_an_error_in_one_process_ends_all_though_there_are_checkpoints(arguments
     assert "RuntimeError: a fault of process 1 alone" in processes.output(1)
     assert "process 1 on" in processes.output(0)
     assert "ended with code 1" in processes.output(0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
+@pytest.mark.parametrize("limited", [0, 1])
+def test_a_disk_that_is_full_for_one_process_ends_all_to_go_on(
+    arguments, start, alone, tmp_path, limited
+):
+    workdir = tmp_path / "run"
+    # Larger than what the processes print, which their limit counts too.
+    fields = FIELDS | {"model.width": 128, "log.watchdog": 30}
+    processes = start(arguments("pretrain", workdir, fields), 2)
+    _wait_for(workdir / "checkpoints" / "100", processes)
+    worker = processes.worker(limited)
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+    assert processes.wait(60) == [75, 75]
+    assert "could not be written" in processes.output(limited)
+    assert "Traceback" not in processes.output(0) + processes.output(1)
+    assert f"process {limited}" in processes.output(1 - limited)
+    assert start(arguments("pretrain", workdir, fields), 2).wait() == [0, 0]
 
 
 _SHARED = """

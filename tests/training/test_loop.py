@@ -400,7 +400,7 @@ def test_a_signal_when_the_disk_is_full_does_not_claim_to_have_saved(harness, mo
     def full(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(made.checkpointer._manager, "save", full)
+    monkeypatch.setattr(made.checkpointer._orbax, "save", full)
     with pytest.raises(Preempted, match="after step 2, which could not be saved"):
         train(made, state)
 
