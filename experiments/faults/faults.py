@@ -24,8 +24,10 @@ class Fault(Protocol):
     """One fault of one life."""
 
     moment: Moment
-    needs_next_life: bool
-    """Whether it is no fault for a run that has been done with its life."""
+
+    @property
+    def needs_next_life(self) -> bool:
+        """Whether it is no fault for a run that has been done with its life."""
 
     def strike(self, life: Life, run: RunDirectory) -> str:
         """Does it, now; says what was done."""
@@ -48,7 +50,10 @@ class Signalled:
     reach: str
     """As of `Life.send`."""
 
-    needs_next_life = False
+    @property
+    def needs_next_life(self) -> bool:
+        """Who is killed is not done; who is asked to stop after the last step may be."""
+        return self.number == signal.SIGKILL
 
     def strike(self, life: Life, run: RunDirectory) -> str:
         for index in range(len(life)) if self.to is None else (self.to,):
@@ -72,7 +77,10 @@ class Damaged(Signalled):
     how: str
     draw: random.Random
 
-    needs_next_life = True
+    @property
+    def needs_next_life(self) -> bool:
+        """There is nobody else to find the damage."""
+        return True
 
     def after(self, run: RunDirectory) -> str:
         newest = run.checkpoints / str(committed(run)[-1])
