@@ -1,11 +1,12 @@
-"""New tokens a second on CPU, beside `generate` of Transformers; and continuous batching.
+"""New tokens a second, beside `generate` of Transformers; and continuous batching.
 
     python benchmarks/generate.py [--turns=5] [--only=jaxllm_1,transformers_1]
 
-Needs `pip install -e .[peers]`. Every competitor is a process of its own, on as many threads as
-there are cores; they write in turn. The model is a Llama of 8.5 M parameters (256 wide, 8 layers,
-4 heads, MLP of 704, vocabulary of 8,192, tied), float32, random weights; prompts of 64 tokens are
-continued by 128, greedily, without an end: one at a time, and 16 at once.
+Needs `pip install -e .[peers]`. Every competitor is a process of its own, on a GPU where JAX and
+PyTorch have one (set XLA_PYTHON_CLIENT_PREALLOCATE=false, so that they share its memory), else on
+as many threads as there are cores; they write in turn. The model is a Llama of 8.5 M parameters
+(256 wide, 8 layers, 4 heads, MLP of 704, vocabulary of 8,192, tied), float32, random weights;
+prompts of 64 tokens are continued by 128, greedily, without an end: one at a time, and 16 at once.
 
 The others write 64 requests of 8 to 256 new tokens (evenly drawn, the same for all) after prompts
 of 16 on 16 slots: `fixed` takes 16 requests at a time, in the given order, and each batch lasts as
@@ -87,7 +88,9 @@ def transformers_step(batch: int) -> Step:
     model = transformers_llama(
         max_position_embeddings=1024, bos_token_id=None, eos_token_id=None, pad_token_id=0
     ).eval()
-    rows = torch.tensor(prompts(batch, PROMPT))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    rows = torch.tensor(prompts(batch, PROMPT), device=device)
 
     def run() -> None:
         with torch.inference_mode():
@@ -98,7 +101,7 @@ def transformers_step(batch: int) -> Step:
                 do_sample=False,
                 use_cache=True,
             )
-        assert done.shape == (batch, PROMPT + NEW)
+        assert done.cpu().shape == (batch, PROMPT + NEW)
 
     return run
 

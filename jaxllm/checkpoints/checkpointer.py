@@ -35,14 +35,15 @@ from jaxllm.sharding.processes import (
 # What Orbax logs of each save would drown the progress line, and what it logs of a failed one our
 # warning, which says the same in a line; it shares absl's logger with others.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+# Each array of a failed save has an error of its own, and only the first is waited for.
+logging.getLogger("asyncio").addFilter(lambda record: "orbax-checkpoint-tmp" not in str(record.msg))
 
 
 _show_unraisable = sys.unraisablehook
 
 
 def _without_late_news(unraisable: Any) -> None:
-    """Leaves out what TensorStore's threads print when they have news, each of its own, of a save
-    that has failed already."""
+    """Leaves out what TensorStore's threads print of a save that has failed already."""
     if str(unraisable.exc_value) != "Event loop is closed":
         _show_unraisable(unraisable)
 
@@ -171,8 +172,8 @@ class Checkpointer:
             self._look_at = time.monotonic() + 1
         return time.monotonic() >= self._again_at
 
-    def finish(self, step: int, params: Any, progress: Any) -> None:
-        """Waits until there is a checkpoint of the last step; what failed is tried again.
+    def finish(self, step: int, save: Callable[[], None]) -> None:
+        """Waits until there is a checkpoint of the last step; `save` is called again if it failed.
 
         Raises:
             Preempted: it could not be written.
@@ -182,7 +183,7 @@ class Checkpointer:
             if step in self.steps():
                 return
             time.sleep(seconds)
-            self.save(step, params, progress)
+            save()
             self.wait()
         if step not in self.steps():
             raise Preempted(

@@ -36,13 +36,18 @@ class MetricsFile:
     def append(self, step: int, seconds: Number, scalars: Mapping[str, Number]) -> None:
         """Writes one line; the file is opened and closed each time, so the line is on its way.
 
-        A line that cannot be written (the disk is full) waits for the next one, with a warning,
-        given once: training is worth more than its log.
+        A line that cannot be written (the disk is full) waits for the next one, or for `flush`,
+        with a warning, given once: training is worth more than its log.
         """
         record: dict[str, Number] = {"step": int(step), "time": round(float(seconds), 3)}
         record |= {name: float(value) for name, value in scalars.items()}
-        line = f"{json.dumps(_json_safe(record), ensure_ascii=False)}\n".encode()
-        self._unwritten += line
+        self._unwritten += f"{json.dumps(_json_safe(record), ensure_ascii=False)}\n".encode()
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes the lines that wait."""
+        if not self._unwritten:
+            return
         whole = None
         try:
             with open(self._path, "ab+") as file:

@@ -117,7 +117,7 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
             if step + 1 == run.steps or (step + 1) % run.eval.every == 0:
                 loop.evaluate(step + 1, state)
         with run.ledger.spending("checkpoint"):
-            run.checkpointer.finish(run.steps, *checkpoint_items(state, run.frozen))
+            run.checkpointer.finish(run.steps, lambda: loop.save(run.steps, state))
         if stop.signal:
             raise loop.preempted(run.steps, stop)
         return state, loop.measured()
@@ -192,6 +192,7 @@ class _Loop:
             if run.checkpoint.check_replicas:
                 check_replicas(trees.merge(state.params, run.frozen))
                 check_replicas(state.average or {})
+            run.recorder.flush()
             run.checkpointer.save(step, *checkpoint_items(state, run.frozen))
             run.ledger.write()
         self._watchdog.finished(step)

@@ -62,12 +62,21 @@ class Recorder:
         if self._wandb is not None:
             self._wandb.log(dict(scalars), step=step)
 
+    def flush(self) -> None:
+        """Writes the lines of `metrics.jsonl` that wait for room on the disk.
+
+        To be called before each checkpoint: a run that goes on from it has lines up to its step.
+        """
+        if self._tensorboard is not None:
+            self._file.flush()
+
     def history(self) -> list[dict[str, Any]]:
         """All lines of `metrics.jsonl` so far."""
         return read_metrics(self._path)
 
     def close(self) -> None:
         """Flushes and ends the writers."""
+        self.flush()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:

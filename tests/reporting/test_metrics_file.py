@@ -93,6 +93,8 @@ def test_a_full_disk_warns_once_and_its_lines_are_written_later(path, monkeypatc
         signal.signal(signal.SIGXFSZ, handler)
     assert len(warnings) == 1
     assert path.stat().st_size == size
+    metrics.flush()
+    assert steps(path) == [1, 2, 3]
     metrics.append(4, 0.0, {"a": 1.0})
     assert steps(path) == [1, 2, 3, 4]
     assert len(path.read_text().splitlines()) == 4

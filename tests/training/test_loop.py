@@ -405,6 +405,20 @@ def test_a_signal_when_the_disk_is_full_does_not_claim_to_have_saved(harness, mo
         train(made, state)
 
 
+def test_lines_that_wait_for_room_are_written_before_each_checkpoint(harness, monkeypatch):
+    made, state = harness.run(steps=4, checkpoint=2)
+    save, calls = made.checkpointer.save, []
+
+    def saving(step, *items):
+        calls.append(step)
+        save(step, *items)
+
+    monkeypatch.setattr(made.recorder, "flush", lambda: calls.append("flush"))
+    monkeypatch.setattr(made.checkpointer, "save", saving)
+    train(made, state)
+    assert calls == ["flush", 2, "flush", 4]
+
+
 def test_a_checkpoint_holds_frozen_parameters_too(harness):
     _, state = harness.run()
     frozen = {"base": {"w": jnp.ones(2)}}

@@ -1,5 +1,6 @@
 """Where scalars go: the metrics file, TensorBoard, and Weights & Biases where it is installed."""
 
+import errno
 import resource
 import signal
 import sys
@@ -62,6 +63,20 @@ def test_what_came_after_the_restored_step_is_dropped(run):
     second.record(3, 1.0, {"train/loss": 0.5})
     second.close()
     assert [line["train/loss"] for line in second.history()] == [1.0, 1.0, 0.5]
+
+
+def test_lines_that_waited_for_room_are_there_when_the_run_ends(run, monkeypatch):
+    recorder = Recorder(run, 0, LogConfig(), {})
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", _no_room)
+        recorder.record(1, 0.5, {"train/loss": 1.0})
+    assert recorder.history() == []
+    recorder.close()
+    assert [line["step"] for line in recorder.history()] == [1]
+
+
+def _no_room(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("from_the_beginning", [False, True])
