@@ -17,8 +17,9 @@ Presets, chosen as `--config=configs/pretrain.py:PRESET`:
     8b     the shape of Llama 3 8B; a pod, as in --config.mesh.fsdp=64 --config.mesh.tensor=4
 
 The last four want your text, `--config.data.train=my_text.jsonl`, and hold few rows at once:
-raise `micro_batch_size` as far as memory goes. Nobody has trained them with this code yet; that
-their programs compile, and what memory they take, is tested and measured (docs/performance.md).
+raise `micro_batch_size` as far as memory goes. Nobody has trained them to the end with this code
+yet; that their programs compile, what memory they take, and how fast 124m is on a GPU, is tested
+and measured (docs/performance.md).
 """
 
 import re
