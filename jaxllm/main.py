@@ -44,8 +44,10 @@ _MADE_BY_ONE = ("tokenizer", "prepare")
 _SINGLE = ("chat", "import_hf", "export_hf")
 """Stages that have to be run as a single process."""
 
-# What only the user can mend: a place that cannot be read or written, a full disk.
-_USERS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR)
+# What only the user can mend: a place that cannot be read or written.
+_USERS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+# What may pass: a full disk, a store that does not answer.
+_PASSING_ERRNOS = (errno.ENOSPC, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 # How errors read that a lost peer causes in the others.
 _COMMUNICATION = re.compile("Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|INTERNAL|CANCELLED")
 _UNREAD = 128 + 13  # as shells tell that SIGPIPE ended a program
@@ -126,10 +128,11 @@ def _outcome(work: Callable[[], None], tell: Callable[[str], None]) -> int:
         tell(str(error))
         return error.exit_code
     except OSError as error:
-        if error.errno not in _USERS_ERRNOS or not error.filename:
+        if error.errno not in _USERS_ERRNOS + _PASSING_ERRNOS or not error.filename:
             raise
-        if error.errno == errno.ENOSPC:  # there may be room again when it is started again
-            tell(f"{error.filename}: {error.strerror}; make room, and run the same command again")
+        if error.errno in _PASSING_ERRNOS:  # it may be well when the run is started again
+            room = "make room, and " if error.errno == errno.ENOSPC else ""
+            tell(f"{error.filename}: {error.strerror}; {room}run the same command again")
             return Preempted.exit_code
         tell(f"{error.filename}: {error.strerror}")
         return UserError.exit_code

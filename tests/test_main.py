@@ -1,5 +1,6 @@
 """The command as a user meets it: each mistake is one clear line and exit code 2."""
 
+import errno
 import io
 import json
 import os
@@ -195,6 +196,26 @@ def test_a_signal_before_training_ends_with_75(config_file, capsys, monkeypatch)
     monkeypatch.setattr(module, "run", run)
     assert main([f"--config={config_file()}"]) == 75
     assert capsys.readouterr().err == ("jaxllm: stopped by SIGTERM; run the same command again\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [
+        (errno.EACCES, 2, "Permission denied"),
+        (errno.ENOSPC, 75, "No space left on device; make room, and run the same command again"),
+        (errno.EIO, 75, "Input/output error; run the same command again"),
+        (errno.ESTALE, 75, "Stale file handle; run the same command again"),
+    ],
+)
+def test_what_a_file_system_refuses_is_told_in_one_line(
+    config_file, capsys, monkeypatch, number, code, says
+):
+    def run(config, workdir):
+        raise OSError(number, os.strerror(number), "runs/first/summary.json")
+
+    monkeypatch.setattr(module, "run", run)
+    assert main([f"--config={config_file()}"]) == code
+    assert capsys.readouterr().err == f"jaxllm: runs/first/summary.json: {says}\n"
 
 
 def test_anything_else_passes_through(config_file, monkeypatch):

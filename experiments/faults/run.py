@@ -94,8 +94,6 @@ def main(arguments: Sequence[str]) -> int:
     outcomes = []
     for plan in plans:
         outcomes.append(_run(plan, command, *references[plan.processes], options))
-        with (options.workdir / "outcomes.jsonl").open("a") as file:
-            file.write(f"{json.dumps(outcomes[-1].record())}\n")
         print(outcomes[-1], flush=True)
     failed = sum(not outcome.good for outcome in outcomes)
     minutes = (time.monotonic() - begin) / 60
@@ -185,6 +183,8 @@ def _run(
         draw = random.Random(f"{options.seed}/{plan.number}/{attempt}")
         trial = draw_trial(*plan, draw, shape, options.most, options.changing)
         outcome = try_out(trial, command, reference, options.workdir)
+        with (options.workdir / "outcomes.jsonl").open("a") as file:
+            file.write(f"{json.dumps(outcome.record())}\n")
         if not outcome.missed:
             break
     return outcome

@@ -88,7 +88,6 @@ def try_out(trial: Trial, command: Command, reference: RunDirectory, workdir: Pa
         for fault in trial.faults:
             stack.callback(fault.stop)
         fallen, ends, problem = _live(trial, command, run, output)
-        missed = len(fallen) < len(trial.faults)
         problems = [problem] if problem else _judge(trial, reference, run)
         outcome = Outcome(
             number=trial.number,
@@ -97,7 +96,7 @@ def try_out(trial: Trial, command: Command, reference: RunDirectory, workdir: Pa
             later=trial.later,
             fallen=fallen,
             ends=ends,
-            missed=missed and not problem,
+            missed=len(fallen) < len(trial.faults) and not problems,
             problems=problems,
             seconds=time.monotonic() - begin,
         )

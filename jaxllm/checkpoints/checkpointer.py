@@ -5,6 +5,7 @@ train state). A later stage reads `params` alone.
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import re
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -42,22 +43,28 @@ logging.getLogger("asyncio").addFilter(lambda record: "orbax-checkpoint-tmp" not
 _show_unraisable = sys.unraisablehook
 
 
-def _without_late_news(unraisable: Any) -> None:
+def _ignore_closed_loop(unraisable: Any) -> None:
     """Leaves out what TensorStore's threads print of a save that has failed already."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+    closed = unraisable.exc_type is RuntimeError and "loop is closed" in str(unraisable.exc_value)
+    if not closed:
         _show_unraisable(unraisable)
 
 
-sys.unraisablehook = _without_late_news
+sys.unraisablehook = _ignore_closed_loop
 
 _WAITS = (5, 10, 20, 40, 80)
 """Seconds before what has failed is tried again."""
-_COMMIT_SECONDS = 600
-"""How long a process waits for the others to have written their shares."""
+_STOP_SECONDS = 15
+"""How long a run that is asked to stop tries to save."""
+_COMMIT_SECONDS = 3600
+"""How long the writing of a checkpoint may take, by this process and by the others."""
 # How errors read that come from the store, not from what is stored.
 _PASSING = re.compile(
     "UNAVAILABLE|DEADLINE_EXCEEDED|Input/output error|Stale file handle|timed out|not connected"
+    "|Resource temporarily unavailable"
 )
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +87,12 @@ class CheckpointConfig:
 class Checkpointer:
     """Saves and restores the checkpoints under one directory.
 
-    A failed save (a full disk, a store that does not answer) is a warning: training goes on, the
-    last good checkpoint stays, and the save is due again after some seconds, each time twice as
-    many. One of several processes, which cannot know how the others fared, raises `Preempted`
-    instead: the run is to be started again. A checkpoint that cannot be read is set aside, and the
-    one before it is used; several processes judge it together.
+    A failed save (a full disk, a store that does not answer) is a warning: the last good
+    checkpoint stays, and the save is due again after some seconds, each time twice as many. One of
+    several processes, which cannot know how the others fared, raises `Preempted` instead: the run
+    is to be started again. A checkpoint that is damaged is set aside, and the one before it is
+    used; several processes judge it together. A store that does not answer is asked again for a
+    while; then `Preempted` is raised.
 
     Of several processes each calls the same methods in the same order.
     """
@@ -106,30 +114,33 @@ class Checkpointer:
         self._summing: threading.Thread | None = None
         self._best: tuple[int, ...] = ()
         self._failures = 0
-        self._again_at = math.inf
-        self._look_at = -math.inf
-        self._open()
-
-    def _open(self) -> None:
-        if not self._read_only and is_main():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            for half_written in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(half_written, ignore_errors=True)
+        self._retry_at = math.inf
+        self._next_poll = -math.inf
+        if not read_only and is_main():
+            self._patiently(str(self._directory), self._prepare)
         # Not Orbax's manager, which finds, names and deletes checkpoints too: of several processes
         # its own would have to wait for one another for each of that, and one whose write has
         # failed waits for the others before it says so. All processes are named, since else they
-        # would meet by a collective of the devices, from a thread, between those of the steps.
-        everyone = set(range(jax.process_count())) if several() else None
-        self._orbax = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(),
-            timeout_secs=_COMMIT_SECONDS,
-            multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=everyone),
+        # would meet by a collective of the devices.
+        everyone = ocp.options.MultiprocessingOptions(
+            active_processes=set(range(jax.process_count())) if several() else None
         )
+        items = ocp.CompositeOptions(multiprocessing_options=everyone)
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(composite_options=items),
+            timeout_secs=_COMMIT_SECONDS,
+            multiprocessing_options=everyone,
+        )
+
+    def _prepare(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for half_written in self._directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(half_written, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """The steps with a committed checkpoint, oldest first."""
-        # Not by Orbax, which trips over one that process 0 is dropping.
-        return from_main(lambda: committed_steps(self._directory))
+        committed = functools.partial(committed_steps, self._directory)
+        return from_main(lambda: self._patiently(str(self._directory), committed))
 
     def save(self, step: int, params: Any, progress: Any) -> None:
         """Starts a save and returns; the arrays may be donated right after.
@@ -137,9 +148,10 @@ class Checkpointer:
         A save that is still under way is waited for first; a step already saved is left alone.
         """
         self.wait()
-        if step in self.steps():
-            return
+        self._retry_at = math.inf
         with self._surviving(step):
+            if step in from_main(lambda: committed_steps(self._directory)):
+                return
             self._saving = step
             self._orbax.save(
                 self._directory / str(step),
@@ -151,44 +163,58 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Waits until the save under way is committed, then drops what need not stay."""
+        step = self._saving
+        if step is None:
+            return
+        committed = False
+        with self._surviving(step):
+            self._orbax.wait_until_finished()
+            committed = True
+        if committed:
+            self._saving, self._failures = None, 0
+            if self._summing is not None:
+                self._summing.join()
+            self._drop_old()
+            self._start_checksums(step)
+
+    def poll(self) -> None:
+        """Looks how the save under way fares, without waiting for it; to be called often.
+
+        Raises:
+            Preempted: it has failed, in one of several processes.
+        """
         if self._saving is None:
             return
         with self._surviving(self._saving):
-            self._orbax.wait_until_finished()
-            self._drop_old()
-            self._failures, self._again_at = 0, math.inf
-            self._sum_up(self._saving)
-        self._saving = None
+            self._orbax.check_for_errors()
+            # Asked once a second, not after each step: a store may take long to answer.
+            if time.monotonic() < self._next_poll:
+                return
+            self._next_poll = time.monotonic() + 1
+            if not (self._directory / str(self._saving)).exists():
+                return
+        self.wait()  # it is committed
 
-    def is_due_again(self) -> bool:
+    @property
+    def retry_due(self) -> bool:
         """Whether a save has failed, and it is time to save what there is now."""
-        if self._saving is not None:
-            with self._surviving(self._saving):
-                self._orbax.check_for_errors()
-        # Asked once a second, not after each step: a store may take long to answer.
-        if self._saving is not None and time.monotonic() >= self._look_at:
-            if (self._directory / str(self._saving)).exists():  # it is committed
-                self.wait()
-            self._look_at = time.monotonic() + 1
-        return time.monotonic() >= self._again_at
+        return time.monotonic() >= self._retry_at
 
-    def finish(self, step: int, save: Callable[[], None]) -> None:
+    def finish(self, step: int, save: Callable[[], None], *, stopping: bool = False) -> bool:
         """Waits until there is a checkpoint of the last step; `save` is called again if it failed.
 
-        Raises:
-            Preempted: it could not be written.
+        Returns:
+            Whether there is; a run that is `stopping` tries for seconds, another for minutes.
         """
         self.wait()
-        for seconds in _WAITS:
+        waits = [seconds for seconds in _WAITS if not stopping or seconds <= _STOP_SECONDS]
+        for seconds in waits:
             if step in self.steps():
-                return
+                return True
             time.sleep(seconds)
             save()
             self.wait()
-        if step not in self.steps():
-            raise Preempted(
-                f"checkpoint {step}, the last, could not be written; run the same command again"
-            )
+        return step in self.steps()
 
     def mark_best(self, *steps: int) -> None:
         """Keeps the first of `steps` that has a checkpoint, until others are marked."""
@@ -223,12 +249,14 @@ class Checkpointer:
     def _newest_readable(self, args: Any) -> tuple[int, Any] | None:
         steps, broken = self.steps(), []
         for step in reversed(steps):
-            what = _first(gathered(damage(self._directory / str(step), *self._part)))
+            name, folder = f"checkpoint {step}", self._directory / str(step)
+            look = functools.partial(damage, folder, *self._part)
+            what = _first(gathered(self._patiently(name, look)))
             if not what:
                 items, failure = self._read(step, args)
                 what = _first(self._judged_together(step, failure))
             if what:
-                self._warn(f"checkpoint {step} cannot be read ({what}); trying the one before")
+                self._warn(f"{name} cannot be read ({what}); trying the one before")
                 broken.append(step)
                 continue
             if broken and not self._read_only:
@@ -263,21 +291,39 @@ class Checkpointer:
             ) from None
 
     def _read(self, step: int, args: Any) -> tuple[Any, str]:
-        """The items of a checkpoint, or why they cannot be read; a store that does not answer is
-        asked again for a while."""
-        for seconds in (*_WAITS, None):
+        """The items of a checkpoint, or why they cannot be read."""
+
+        def read() -> Any:
+            items = self._orbax.restore(self._directory / str(step), args=args)
+            jax.block_until_ready(items["params"])
+            return items
+
+        try:
+            # Several processes meet within it, and would not all come again.
+            return self._patiently(f"checkpoint {step}", read, () if several() else _WAITS), ""
+        except Exception as error:
+            # Orbax and TensorStore raise errors of many kinds for a damaged file.
+            return None, _reason(error)
+
+    def _patiently(
+        self, name: str, call: Callable[[], T], waits: Sequence[int | float] | None = None
+    ) -> T:
+        """What `call` gives; it is called again after each of `waits` seconds while the store of
+        `name` does not answer.
+
+        Raises:
+            Preempted: it has not answered.
+        """
+        for seconds in (*(_WAITS if waits is None else waits), None):
             try:
-                items = self._orbax.restore(self._directory / str(step), args=args)
-                jax.block_until_ready(items["params"])
-                return items, ""
+                return call()
             except Exception as error:
-                # Orbax and TensorStore raise errors of many kinds for a damaged file.
-                if several() or seconds is None or not _PASSING.search(str(error)):
-                    return None, _reason(error)
-                self._warn(
-                    f"checkpoint {step} cannot be read now ({_reason(error)}); trying again in "
-                    f"{seconds} seconds"
-                )
+                if not _PASSING.search(str(error)):
+                    raise
+                what = f"{name} cannot be read now ({_reason(error)})"
+                if seconds is None:
+                    raise Preempted(f"{what}; run the same command again") from None
+                self._warn(f"{what}; trying again in {seconds} seconds")
             time.sleep(seconds)
         raise AssertionError("the last try has returned")
 
@@ -307,15 +353,16 @@ class Checkpointer:
                 ) from None
             seconds = _WAITS[min(self._failures, len(_WAITS) - 1)]
             self._warn(
-                f"checkpoint {step} could not be written ({_reason(error)}); training goes on, "
-                f"and it is tried again after {seconds} seconds"
+                f"checkpoint {step} could not be written ({_reason(error)}); it is tried again "
+                f"after {seconds} seconds"
             )
-            self._failures, self._again_at = self._failures + 1, time.monotonic() + seconds
-            self._saving = None
-            self._remove_partial(step)
-            self._open()
+            self._saving, self._failures = None, self._failures + 1
+            self._retry_at = time.monotonic() + seconds
+            with suppress(OSError):  # the store may not answer
+                for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(path, ignore_errors=True)
 
-    def _sum_up(self, step: int) -> None:
+    def _start_checksums(self, step: int) -> None:
         """Writes the checksums of a new checkpoint, or this process's share of them, beside the
         training."""
 
@@ -325,8 +372,6 @@ class Checkpointer:
             except OSError as error:
                 self._warn(f"checkpoint {step} has no checksums ({_reason(error)})")
 
-        if self._summing is not None:
-            self._summing.join()
         self._summing = threading.Thread(target=write, name="checksums", daemon=True)
         self._summing.start()
 
@@ -335,19 +380,20 @@ class Checkpointer:
         """Which part of a checkpoint's checksums are this process's, of how many."""
         return jax.process_index(), jax.process_count()
 
-    def _remove_partial(self, step: int) -> None:
-        for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
-
     def _drop_old(self) -> None:
-        # Not by Orbax, whose processes would have to wait for one another.
-        steps = committed_steps(self._directory)
-        best = next((step for step in self._best if step in steps), None)
-        for step in set(steps[: -self._keep]) - {best} if is_main() else ():
-            # Renamed first: what is half removed is no checkpoint, and Orbax clears it away.
-            dropped = self._directory / f"{step}.orbax-checkpoint-tmp-dropped"
-            (self._directory / str(step)).rename(dropped)
-            shutil.rmtree(dropped, ignore_errors=True)
+        if not is_main():
+            return
+        try:
+            steps = committed_steps(self._directory)
+            best = next((step for step in self._best if step in steps), None)
+            for step in set(steps[: -self._keep]) - {best}:
+                # Renamed first: what is half removed is no checkpoint, and the next life clears
+                # it away.
+                dropped = self._directory / f"{step}.orbax-checkpoint-tmp-dropped"
+                (self._directory / str(step)).rename(dropped)
+                shutil.rmtree(dropped, ignore_errors=True)
+        except OSError as error:
+            self._warn(f"an old checkpoint could not be removed ({_reason(error)})")
 
     def _set_aside(self, step: int) -> None:
         """Renames a broken checkpoint, so that its step can be saved again and nothing is lost."""
@@ -358,7 +404,11 @@ class Checkpointer:
 
 
 def committed_steps(directory: Path) -> list[int]:
-    """The steps with a committed checkpoint under `directory`, oldest first, without Orbax."""
+    """The steps with a committed checkpoint under `directory`, oldest first.
+
+    Raises:
+        OSError: the store does not answer.
+    """
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())

@@ -31,11 +31,15 @@ def write_checksums(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
 
 def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> str:
     """What is wrong with the first file of a checkpoint, or of a part of it, that is not as it was
-    written; empty if all are, or nothing was recorded of them."""
+    written; empty if all are, or nothing was recorded of them.
+
+    Raises:
+        OSError: a file that is there cannot be read.
+    """
     for record in sorted(checkpoint.glob("checksums.*.json")):
         try:
             files = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except ValueError:
             return f"{record.name} cannot be read"
         for name, recorded in files.items():
             if _part_of(name, parts) != part:

@@ -26,6 +26,7 @@ from jaxllm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxllm.training.recorder import Recorder
 from jaxllm.training.state import TrainState
 from jaxllm.training.step import init_state, jit_step, make_train_step, row_keys, state_shapes
+from jaxllm.training.watchdog import Watchdog, waited_for
 
 Evaluate = Callable[[int, TrainState, Params], dict[str, float]]
 
@@ -107,6 +108,8 @@ def fit(
     state_layout = state_shapes(trainable_shapes, optimizer, rules, mesh, averaged)
     peak = config.log.peak_tflops * 1e12 or peak_flops(mesh.devices.flat[0].device_kind)
     with contextlib.ExitStack() as stack:
+        watchdog = Watchdog(config.log.watchdog, lambda: waited_for(ledger.category))
+        stack.enter_context(watchdog)
         checkpointer = Checkpointer(run.checkpoints, config.checkpoint.keep)
         stack.enter_context(contextlib.closing(checkpointer))
         with ledger.spending("restore"):
@@ -127,6 +130,7 @@ def fit(
             diagnose=_diagnosis(config, objective, frozen),
             recorder=recorder,
             ledger=ledger,
+            watchdog=watchdog,
             checkpointer=checkpointer,
             log=config.log,
             eval=config.eval,

@@ -21,7 +21,7 @@ from jaxllm.training.recorder import LogConfig, Recorder
 from jaxllm.training.replicas import check_replicas
 from jaxllm.training.state import TrainState
 from jaxllm.training.step import StepMetrics, TrainStep
-from jaxllm.training.watchdog import Watchdog, waited_for
+from jaxllm.training.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Run:
     recorder: Recorder
     ledger: Ledger
     """Where the time goes; it has been told which step the state is of."""
+    watchdog: Watchdog
     checkpointer: Checkpointer
     log: LogConfig
     eval: EvalConfig
@@ -95,9 +96,8 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         NonFiniteLoss: more than `run.max_skipped` steps in a row were not finite.
         ReplicasDiffer: copies of a parameter differ, where `run.checkpoint.check_replicas`.
     """
-    watchdog = Watchdog(run.log.watchdog, lambda: waited_for(run.ledger.category))
-    with deferred_stop() as stop, ProgressLine("step") as progress, watchdog:
-        loop = _Loop(run, progress, watchdog)
+    with deferred_stop() as stop, ProgressLine("step") as progress:
+        loop = _Loop(run, progress)
         start = int(state.step)
         loop.evaluate_if_missing(start, state)
         for step in range(start, run.steps):
@@ -110,26 +110,29 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
             if loop.boundary(step + 1) or stopping:
                 loop.finish_previous(state)
             due = step + 1 == run.steps or (step + 1) % run.checkpoint.every == 0
-            if due or stopping or run.checkpointer.is_due_again():
+            if due or stopping or loop.save_again():
                 loop.save(step + 1, state)
             if stopping:
-                raise loop.preempted(step + 1, stop)
+                raise loop.preempted(step + 1, state, stop)
             if step + 1 == run.steps or (step + 1) % run.eval.every == 0:
                 loop.evaluate(step + 1, state)
         with run.ledger.spending("checkpoint"):
-            run.checkpointer.finish(run.steps, lambda: loop.save(run.steps, state))
+            if not run.checkpointer.finish(run.steps, lambda: loop.save(run.steps, state)):
+                raise Preempted(
+                    f"checkpoint {run.steps}, the last, could not be written; "
+                    "run the same command again"
+                )
         if stop.signal:
-            raise loop.preempted(run.steps, stop)
+            raise loop.preempted(run.steps, state, stop)
         return state, loop.measured()
 
 
 class _Loop:
     """What the loop remembers between steps: the step under way, and the clock."""
 
-    def __init__(self, run: Run, progress: ProgressLine, watchdog: Watchdog) -> None:
+    def __init__(self, run: Run, progress: ProgressLine) -> None:
         self._run = run
         self._progress = progress
-        self._watchdog = watchdog
         self._begin = time.monotonic()
         self._pending: tuple[int, StepMetrics, Batch] | None = None
         self._clock = _Clock(run.ledger)
@@ -157,7 +160,7 @@ class _Loop:
         metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
         self._run.ledger.finished(step)
         self._clock.step(metrics["tokens"])
-        self._watchdog.finished(step)
+        self._run.watchdog.finished(step)
         if metrics["skipped_in_a_row"] > self._run.max_skipped:
             raise NonFiniteLoss(
                 f"{metrics['skipped_in_a_row']:.0f} steps in a row up to step {step} had a loss "
@@ -186,7 +189,14 @@ class _Loop:
             run.recorder.record(step, self._seconds(), scalars)
             run.ledger.tick()
 
+    def save_again(self) -> bool:
+        """Whether a save has failed and is due again."""
+        with self._run.ledger.spending("checkpoint"):
+            self._run.checkpointer.poll()
+        return self._run.checkpointer.retry_due
+
     def save(self, step: int, state: TrainState) -> None:
+        self.finish_previous(state)  # a run that goes on from here has its line
         run = self._run
         with run.ledger.spending("checkpoint"):
             if run.checkpoint.check_replicas:
@@ -195,14 +205,15 @@ class _Loop:
             run.recorder.flush()
             run.checkpointer.save(step, *checkpoint_items(state, run.frozen))
             run.ledger.write()
-        self._watchdog.finished(step)
+        self._run.watchdog.finished(step)
 
-    def preempted(self, step: int, stop: StopRequest) -> Preempted:
+    def preempted(self, step: int, state: TrainState, stop: StopRequest) -> Preempted:
         """What to raise when a signal ends the run after `step`."""
         with self._run.ledger.spending("checkpoint"):
-            self._run.checkpointer.wait()
+            saved = self._run.checkpointer.finish(
+                step, lambda: self.save(step, state), stopping=True
+            )
         self._run.ledger.write()
-        saved = step in self._run.checkpointer.steps()
         return Preempted(
             f"stopped by {stop.signal} after step {step}, "
             f"which {'is' if saved else 'could not be'} saved; run the same command again to go on",
@@ -219,7 +230,7 @@ class _Loop:
             )
             self._mark_best()
         self._run.ledger.tick()
-        self._watchdog.finished(step)
+        self._run.watchdog.finished(step)
 
     def evaluate_if_missing(self, step: int, state: TrainState) -> None:
         """Evaluates a restored state whose evaluation was due and did not come to its end."""

@@ -45,7 +45,7 @@ class Recorder:
         self, run: RunDirectory, start: int, config: LogConfig, run_config: Mapping[str, Any]
     ) -> None:
         self._path = run.metrics
-        self._tensorboard = self._wandb = None
+        self._file = self._tensorboard = self._wandb = None
         if not is_main():
             return
         self._file = MetricsFile(run.metrics)
@@ -55,19 +55,20 @@ class Recorder:
 
     def record(self, step: int, seconds: float, scalars: Mapping[str, float]) -> None:
         """Records scalars by name at `step`; `seconds` since the run (in this life) began."""
-        if self._tensorboard is None:
-            return
-        self._file.append(step, seconds, scalars)
-        self._tensorboard.write(step, scalars)
+        if self._file is not None:
+            self._file.append(step, seconds, scalars)
+        if self._tensorboard is not None:
+            self._tensorboard.write(step, scalars)
         if self._wandb is not None:
             self._wandb.log(dict(scalars), step=step)
 
     def flush(self) -> None:
         """Writes the lines of `metrics.jsonl` that wait for room on the disk.
 
-        To be called before each checkpoint: a run that goes on from it has lines up to its step.
+        To be called before each checkpoint: a run that goes on from it finds room for neither, or
+        has lines up to its step.
         """
-        if self._tensorboard is not None:
+        if self._file is not None:
             self._file.flush()
 
     def history(self) -> list[dict[str, Any]]:

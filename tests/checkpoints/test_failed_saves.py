@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import types
+from pathlib import Path
 
 import orbax.checkpoint as ocp
 import pytest
@@ -16,23 +17,78 @@ from jaxllm.checkpoints import checkpointer as checkpointer_module
 from jaxllm.errors import Preempted
 
 
-def test_a_store_that_does_not_answer_is_asked_again(open_checkpointer, warnings, monkeypatch):
+def _outage(monkeypatch, owner, name, times):
+    """The first calls of a function fail, as if the store did not answer; the steps of the paths
+    that it is called with."""
+    function, asked = getattr(owner, name), []
+
+    def unsteady(path, *args, **kwargs):
+        asked.append(path.name)
+        if len(asked) <= times:
+            raise OSError(errno.EIO, "Input/output error")
+        return function(path, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, unsteady)
+    return asked
+
+
+@pytest.fixture
+def short_waits(monkeypatch):
     monkeypatch.setattr(checkpointer_module, "_WAITS", (0.0, 0.01, 0.01))
+
+
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize("where", ["restore", "damage", "committed_steps"])
+def test_a_store_that_does_not_answer_is_asked_again(
+    open_checkpointer, warnings, monkeypatch, where
+):
     checkpointer = open_checkpointer()
     checkpointer.save_steps(1, 2)
-    restore, calls = checkpointer._orbax.restore, []
-
-    def outage(*args, **kwargs):
-        calls.append(args)
-        if len(calls) < 3:
-            raise OSError(errno.EIO, "Input/output error")
-        return restore(*args, **kwargs)
-
-    monkeypatch.setattr(checkpointer._orbax, "restore", outage)
+    owner = checkpointer._orbax if where == "restore" else checkpointer_module
+    asked = _outage(monkeypatch, owner, where, times=2)
     assert checkpointer.restored_step() == 2
-    assert [path.name for (path,) in calls] == ["2", "2", "2"]
-    assert all("checkpoint 2 cannot be read now" in warning for warning in warnings)
+    assert asked == ["checkpoints" if where == "committed_steps" else "2"] * 3
+    assert len(warnings) == 2
+    assert all("cannot be read now" in warning for warning in warnings)
     assert checkpointer.steps() == [1, 2]
+
+
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize("where", ["restore", "damage", "committed_steps"])
+def test_a_store_that_stays_away_makes_no_checkpoint_broken(
+    open_checkpointer, monkeypatch, tmp_path, where
+):
+    checkpointer = open_checkpointer()
+    checkpointer.save_steps(1, 2)
+    with monkeypatch.context() as patched:
+        owner = checkpointer._orbax if where == "restore" else checkpointer_module
+        _outage(patched, owner, where, times=100)
+        with pytest.raises(Preempted, match=r"cannot be read now .* run the same command again"):
+            checkpointer.restored_step()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
+    assert checkpointer.restored_step() == 2
+
+
+def test_a_store_that_does_not_answer_while_training_is_a_failed_save(
+    open_checkpointer, warnings, monkeypatch
+):
+    checkpointer = open_checkpointer()
+    with monkeypatch.context() as patched:
+        _outage(patched, checkpointer_module, "committed_steps", times=100)
+        checkpointer.begin_step(1)
+    assert "checkpoint 1 could not be written" in warnings[0]
+    checkpointer.begin_step(2)
+    with monkeypatch.context() as patched:
+        _outage(patched, Path, "exists", times=100)
+        checkpointer.poll()
+    assert "checkpoint 2 could not be written" in warnings[1]
+    checkpointer.save_steps(3)
+    assert 3 in checkpointer.steps()
+    with monkeypatch.context() as patched:
+        _outage(patched, checkpointer_module, "committed_steps", times=100)
+        checkpointer.begin_step(4)
+        checkpointer._drop_old()
+    assert "an old checkpoint could not be removed" in warnings[-1]
 
 
 def test_a_save_that_failed_is_due_again_after_longer_and_longer(
@@ -41,7 +97,7 @@ def test_a_save_that_failed_is_due_again_after_longer_and_longer(
     now = 0.0
     monkeypatch.setattr(checkpointer_module, "time", types.SimpleNamespace(monotonic=lambda: now))
     checkpointer = open_checkpointer()
-    assert not checkpointer.is_due_again()
+    assert not checkpointer.retry_due
 
     def down(*args, **kwargs):
         raise OSError(errno.EIO, "Input/output error")
@@ -52,16 +108,17 @@ def test_a_save_that_failed_is_due_again_after_longer_and_longer(
             checkpointer.begin_step(1)
             assert f"tried again after {seconds} seconds" in warnings[-1]
             now += seconds - 1
-            assert not checkpointer.is_due_again()
+            assert not checkpointer.retry_due
             now += 1
-            assert checkpointer.is_due_again()
-    checkpointer.save_steps(1)
-    assert not checkpointer.is_due_again()
+            assert checkpointer.retry_due
+    checkpointer.begin_step(1)
+    assert not checkpointer.retry_due  # it is under way
+    checkpointer.wait()
     assert checkpointer.steps() == [1]
 
 
+@pytest.mark.usefixtures("short_waits")
 def test_the_last_save_is_tried_again_until_it_is_there(open_checkpointer, warnings, monkeypatch):
-    monkeypatch.setattr(checkpointer_module, "_WAITS", (0.0, 0.01, 0.01))
     checkpointer, save, calls = open_checkpointer(), ocp.AsyncCheckpointer.save, []
 
     def down(self, *args, **kwargs):
@@ -72,13 +129,17 @@ def test_the_last_save_is_tried_again_until_it_is_there(open_checkpointer, warni
 
     monkeypatch.setattr(ocp.AsyncCheckpointer, "save", down)
     checkpointer.begin_step(7)
-    checkpointer.finish(7, lambda: checkpointer.begin_step(7))
+    assert checkpointer.finish(7, lambda: checkpointer.begin_step(7))
     assert checkpointer.steps() == [7]
     assert len(warnings) == 2
 
 
-def test_a_last_save_that_never_succeeds_is_to_be_run_again(open_checkpointer, monkeypatch):
-    monkeypatch.setattr(checkpointer_module, "_WAITS", (0.0, 0.01))
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_last_save_that_never_succeeds_is_told(open_checkpointer, monkeypatch, stopping):
+    """Who is asked to stop has not the time for the longer waits."""
+    slept = []
+    clock = types.SimpleNamespace(monotonic=lambda: 0.0, sleep=slept.append)
+    monkeypatch.setattr(checkpointer_module, "time", clock)
     checkpointer = open_checkpointer()
 
     def down(*args, **kwargs):
@@ -86,8 +147,8 @@ def test_a_last_save_that_never_succeeds_is_to_be_run_again(open_checkpointer, m
 
     monkeypatch.setattr(ocp.AsyncCheckpointer, "save", down)
     checkpointer.begin_step(8)
-    with pytest.raises(Preempted, match="checkpoint 8, the last, could not be written"):
-        checkpointer.finish(8, lambda: checkpointer.begin_step(8))
+    assert not checkpointer.finish(8, lambda: checkpointer.begin_step(8), stopping=stopping)
+    assert slept == ([5, 10] if stopping else [5, 10, 20, 40, 80])
 
 
 @pytest.mark.parametrize("method", ["save", "wait_until_finished"])
@@ -103,7 +164,7 @@ def test_a_full_disk_costs_one_checkpoint(open_checkpointer, warnings, monkeypat
         checkpointer.save_steps(2)
         assert "checkpoint 2 could not be written" in warnings[0]
         assert "No space left on device" in warnings[0]
-        assert "training goes on" in warnings[0]
+        assert "it is tried again after 5 seconds" in warnings[0]
     assert 1 in checkpointer.steps()
     checkpointer.save_steps(3)
     assert checkpointer.steps() == [3]
@@ -136,7 +197,7 @@ _LIMITED = """
 
 
 @pytest.mark.parametrize(
-    "notice", ["checkpointer.wait()", "while checkpointer._saving: checkpointer.is_due_again()"]
+    "notice", ["checkpointer.wait()", "while checkpointer._saving: checkpointer.poll()"]
 )
 def test_a_file_that_really_cannot_be_written(tmp_path, notice):
     """The operating system refuses files over 100 kB: the error comes from Orbax's own writer."""

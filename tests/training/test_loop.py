@@ -8,6 +8,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxllm.checkpoints.checkpointer import CheckpointConfig, Checkpointer
@@ -19,6 +20,7 @@ from jaxllm.training import loop
 from jaxllm.training.loop import EvalConfig, NonFiniteLoss, Run, train
 from jaxllm.training.recorder import LogConfig, Recorder
 from jaxllm.training.state import TrainState
+from jaxllm.training.watchdog import Watchdog
 
 
 class RecordingRecorder(Recorder):
@@ -96,6 +98,7 @@ class Harness:
             diagnose=lambda step, state, batch: f"batch {int(batch['tokens'][0])} of step {step}",
             recorder=recorder,
             ledger=self.ledger,
+            watchdog=Watchdog(0.0, str),
             checkpointer=checkpointer,
             log=LogConfig(every=log),
             eval=EvalConfig(every=evaluate),
@@ -417,6 +420,22 @@ def test_lines_that_wait_for_room_are_written_before_each_checkpoint(harness, mo
     monkeypatch.setattr(made.checkpointer, "save", saving)
     train(made, state)
     assert calls == ["flush", 2, "flush", 4]
+
+
+def test_a_save_that_is_tried_again_finds_its_step_in_the_log(harness, monkeypatch):
+    monkeypatch.setattr("jaxllm.checkpoints.checkpointer._WAITS", (0.0,))
+    made, state = harness.run(steps=6, checkpoint=3)
+    save, logged = ocp.AsyncCheckpointer.save, []
+
+    def down_at_first(self, path, *args, **kwargs):
+        logged.append((int(path.name), made.recorder.history()[-1]["step"]))
+        if len(logged) == 1:
+            raise OSError("No space left on device")
+        save(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "save", down_at_first)
+    train(made, state)
+    assert logged == [(3, 3), (4, 4), (6, 6)]
 
 
 def test_a_checkpoint_holds_frozen_parameters_too(harness):
