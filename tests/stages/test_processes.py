@@ -178,7 +178,10 @@ if group is not None:
 """
 
 
-@pytest.mark.parametrize(("count", "devices"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "devices"),
+    [(2, 1), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((2, 2), (4, 1), (4, 2)))],
+)
 def test_each_process_builds_the_rows_of_its_devices_and_no_others(start, tmp_path, count, devices):
     processes = start([str(tmp_path), "2"], count, devices, program=("-c", _BATCHES))
     assert processes.wait() == [0] * count, processes.output(0)
@@ -191,22 +194,27 @@ def test_each_process_builds_the_rows_of_its_devices_and_no_others(start, tmp_pa
     assert sorted(seen) == [*range(8), *range(40, 48)]
 
 
-@pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "lost"),
+    [(2, 1), *(pytest.param(*which, marks=pytest.mark.slow) for which in ((2, 0), (4, 2)))],
+)
 def test_a_killed_process_ends_the_others_and_half_of_them_go_on(
-    arguments, start, alone, tmp_path, lost
+    arguments, start, alone, tmp_path, count, lost
 ):
     workdir = tmp_path / "run"
-    processes = start(arguments("pretrain", workdir, FIELDS), 2)
+    processes = start(arguments("pretrain", workdir, FIELDS), count)
     _wait_for(workdir / "checkpoints" / "100", processes)
     os.kill(processes.worker(lost), signal.SIGKILL)
     begin = time.monotonic()
-    assert processes.wait() == [137 if index == lost else 75 for index in range(2)]
+    assert processes.wait() == [137 if index == lost else 75 for index in range(count)]
     assert time.monotonic() - begin < 60
-    told = processes.output(1 - lost)
-    assert f"process {lost}" in told
-    assert "gone" in told
-    again = start(arguments("pretrain", workdir, FIELDS), 1)
-    assert again.wait() == [0]
+    for index in {*range(count)} - {lost}:
+        told = processes.output(index)
+        assert f"process {lost}" in told
+        assert "gone" in told
+    half = count // 2
+    again = start(arguments("pretrain", workdir, FIELDS), half)
+    assert again.wait() == [0] * half
     assert "going on from step" in again.output(0)
     _assert_same_curve(alone, workdir)
 
