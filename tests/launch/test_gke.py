@@ -66,9 +66,39 @@ def test_the_arguments_arrive_as_they_were_given(kind, rendered):
     assert expanded(container(rendered(kind))["args"], {"HOSTNAME": "wrong"}) == ARGUMENTS
 
 
+def _read_as_jobset(manifest):
+    """What the types made from JobSet's schema hold of a manifest: all, unless a name is wrong."""
+    models = pytest.importorskip("kubeflow_trainer_api.models")
+    return models.JobsetV1alpha2JobSet.from_dict(manifest).to_dict()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_manifest_is_valid_for_jobset(kind, rendered):
+    manifest = rendered(kind)
+    assert _read_as_jobset(manifest) == manifest
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        (("spec",), "replicatedJob", []),
+        (("spec", "failurePolicy"), "maxRestart", 3),
+        (("spec", "failurePolicy", "rules", 0), "onJobFailureReason", ["PodFailurePolicy"]),
+        (("spec", "replicatedJobs", 0), "replica", 1),
+    ],
+)
+def test_a_name_that_jobset_does_not_know_is_found(rendered, place, name, value):
+    manifest = rendered("tpu")
+    inner = manifest
+    for key in place:
+        inner = inner[key]
+    inner[name] = value
+    assert _read_as_jobset(manifest) != manifest
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fields_of_a_jobset(kind, rendered):
-    """By hand, what the schema of jobset.x-k8s.io/v1alpha2 says of the fields used here."""
+    """What the schema of jobset.x-k8s.io/v1alpha2 says of values in words."""
     manifest = rendered(kind, MAX_RESTARTS="7")
     assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
