@@ -187,13 +187,14 @@ class Checkpointer:
             return
         with self._surviving(self._saving):
             self._orbax.check_for_errors()
-            # Asked once a second, not after each step: a store may take long to answer.
-            if time.monotonic() < self._next_poll:
-                return
+        # Asked once a second, not after each step: a store may take long to answer.
+        if self._saving is not None and time.monotonic() >= self._next_poll:
             self._next_poll = time.monotonic() + 1
-            if not (self._directory / str(self._saving)).exists():
-                return
-        self.wait()  # it is committed
+            committed = False
+            with suppress(OSError):  # or not answer at all
+                committed = (self._directory / str(self._saving)).exists()
+            if committed:
+                self.wait()
 
     @property
     def retry_due(self) -> bool:
