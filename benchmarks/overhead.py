@@ -1,70 +1,151 @@
-"""What checkpoints, metrics and the watch over them cost the steps of the main job, on CPU.
+"""What checkpoints and metrics cost the steps of the main job, on CPU.
 
-    python benchmarks/overhead.py [--turns=4] [--steps=400]
+    python benchmarks/overhead.py [--runs=3] [--pairs=50]
 
-Runs of `configs/pretrain.py` in turn, each a process of its own, on text that was tokenised once:
-`recorded` logs every 10 steps and saves every 100, as the main job does, and `bare`
-does neither before its last step. Counted are the seconds from the first step's end to the last
-one's, the starting of saves and the waiting for them included, evaluations not. What the first
-takes more than the second, a step, is the cost; the share that the ledger of `recorded` gives to
-checkpoints is what the loop itself waited for them.
+`configs/pretrain.py` saves every 100 steps and has a log line every 10. Here its runs, each a
+process of its own on text that was tokenised once, do so in blocks of 30 steps, with a save at
+their beginning and a log line every 3; and in every other block nothing is saved, recorded or
+written. So what a recorded block takes longer than the mean of the bare ones before and after it,
+seconds apart, is what 100 steps of the main job take longer. What else the machine does falls on
+both alike; whole runs beside one another differ by more than what is to be seen.
+
+It is told as a share of 100 steps, and beside it how long the loop itself waited for a save.
+Evaluations are left out.
 """
 
 import argparse
+import dataclasses
 import json
+import math
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jaxllm.reporting.tables import print_table
 
 CONFIG = Path(__file__).parents[1] / "configs" / "pretrain.py"
+STEPS = 100
+"""Steps of the main job for each of its checkpoints, and ten log lines."""
+BLOCK = 30
 NEVER = 10**9
-VARIANTS = {
-    "recorded": {"log.every": 10, "checkpoint.every": 100},
-    "bare": {"log.every": NEVER, "checkpoint.every": NEVER},
-}
 
 
-def run(workdir: Path, steps: int, **fields: object) -> dict[str, float]:
-    """Runs the main job; returns the seconds of its life by category."""
+class Blocks:
+    """Which blocks are recorded: the odd ones, and the end."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._recorded = True  # the first step
+        self.began: list[float] = []
+        """When each block began, the one of step `BLOCK` first."""
+        self.waited = 0.0
+        """Seconds that the loop had waited for checkpoints when the last one began."""
+
+    def begin(self, step: int, waited: float) -> None:
+        self.began.append(time.monotonic())
+        self.waited = waited
+        self._recorded = len(self.began) % 2 == 0 or step == self._steps
+
+    def only(self, inner: Any, *methods: str) -> Any:
+        """`inner`, of whose `methods` nothing is done in the blocks that are not recorded."""
+        return _Gate(lambda name: name in methods and not self._recorded, inner)
+
+
+class _Gate:
+    def __init__(self, closed: Callable[[str], bool], inner: Any) -> None:
+        self._closed, self._inner = closed, inner
+
+    def __getattr__(self, name: str) -> Any:
+        return _nothing if self._closed(name) else getattr(self._inner, name)
+
+
+def _nothing(*args: object) -> None:
+    pass
+
+
+def work(arguments: list[str], steps: int) -> None:
+    """Runs the main job in this process; prints the seconds of each block, and of the waiting."""
+    from jaxllm import main
+    from jaxllm.stages import fit
+
+    blocks, train = Blocks(steps), fit.train
+
+    def gated(run: Any, state: Any) -> Any:
+        checkpointer = blocks.only(run.checkpointer, "save")
+        saver = blocks.only(checkpointer)
+
+        def save(step: int, *items: Any) -> None:
+            blocks.begin(step, run.ledger.spent("checkpoint"))
+            checkpointer.save(step, *items)
+
+        saver.save = save
+        recorder = blocks.only(run.recorder, "record", "flush")
+        ledger = blocks.only(run.ledger, "tick", "write")
+        run = dataclasses.replace(run, checkpointer=saver, recorder=recorder, ledger=ledger)
+        return train(run, state)
+
+    fit.train = gated
+    if code := main.main(arguments):
+        sys.exit(code)
+    seconds = [end - begin for begin, end in zip(blocks.began, blocks.began[1:], strict=False)]
+    print(json.dumps({"blocks": seconds, "waited": blocks.waited}))
+
+
+def measure(workdir: Path, steps: int, **fields: object) -> tuple[list[float], float]:
+    """The seconds of each block of a run, and how long its loop waited for checkpoints."""
     settings = {"steps": steps, "references": False, "eval.every": NEVER, **fields}
-    command = [sys.executable, "-m", "jaxllm.main", f"--config={CONFIG}", f"--workdir={workdir}"]
+    settings |= {"log.every": BLOCK // 10, "checkpoint.every": BLOCK}
+    command = [sys.executable, __file__, f"--worker={steps}"]
+    command += [f"--config={CONFIG}", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
-    subprocess.run(command, check=True, capture_output=True)
-    (life,) = json.loads((workdir / "goodput.json").read_text())
-    return life["seconds"]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    told = json.loads(run.stdout.splitlines()[-1])
+    return told["blocks"], told["waited"]
 
 
 def main() -> None:
-    """Prints medians, ratio and share."""
+    """Prints medians, differences and their standard error."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=400)
-    options = parser.parse_args()
-    per_step: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    shares = []
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=50, help="recorded blocks of each run")
+    parser.add_argument("--worker", type=int)
+    options, rest = parser.parse_known_args()
+    if options.pairs < 2:
+        parser.error("--pairs: must be at least 2")
+    if options.worker:
+        work(rest, options.worker)
+        return
+    recorded, bare, costs, waited = [], [], [], 0.0
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder, "first")
-        run(first, 1)
-        for turn in range(options.turns):
-            for name, fields in VARIANTS.items():
-                prepared = {"data.store": first / "store", "tokenizer.path": first / "tokenizer"}
-                seconds = run(Path(folder, f"{name}_{turn}"), options.steps, **prepared, **fields)
-                trained = seconds["step"] + seconds["data_wait"] + seconds["checkpoint"]
-                per_step[name].append(1000 * trained / (options.steps - 1))
-                if name == "recorded":
-                    shares.append(seconds["checkpoint"] / trained)
-    medians = {name: statistics.median(values) for name, values in per_step.items()}
-    fastest = {name: min(values) for name, values in per_step.items()}
-    rows = [(name, f"{medians[name]:.2f}", f"{fastest[name]:.2f}") for name in VARIANTS]
-    print_table(("", "median ms a step", "fastest ms"), rows, f"{options.turns} runs of each")
+        measure(first, 1)
+        prepared = {"data.store": first / "store", "tokenizer.path": first / "tokenizer"}
+        for number in range(options.runs):
+            steps = BLOCK * (2 * options.pairs + 2)
+            seconds, waiting = measure(Path(folder, str(number)), steps, **prepared)
+            bare += seconds[0::2]
+            recorded += seconds[1::2]
+            around = zip(seconds[0::2], seconds[2::2], strict=False)
+            costs += [s - (a + b) / 2 for s, (a, b) in zip(seconds[1::2], around, strict=True)]
+            waited += waiting
+    rows = [
+        (name, f"{1000 * statistics.median(blocks) / BLOCK:.2f}")
+        for name, blocks in (("recorded", recorded), ("bare", bare))
+    ]
+    print_table(("blocks", "median ms a step"), rows, f"{len(costs)} recorded blocks")
+    whole = STEPS * statistics.median(bare) / BLOCK
+    cost, error = statistics.mean(costs), statistics.stdev(costs) / math.sqrt(len(costs))
+    waiting = waited / len(costs)
     print(
-        f"recorded against bare: {medians['recorded'] / medians['bare'] - 1:+.1%} by medians, "
-        f"{fastest['recorded'] / fastest['bare'] - 1:+.1%} by the fastest; the loop waits for "
-        f"checkpoints {statistics.median(shares):.2%} of the time"
+        f"a save and ten log lines cost {1000 * cost:.0f} ms (standard error {1000 * error:.0f}, "
+        f"median {1000 * statistics.median(costs):.0f}): {cost / whole:.2%} (standard error "
+        f"{error / whole:.2%}) of {STEPS} steps; of it the loop waits {1000 * waiting:.0f} ms, "
+        f"{waiting / whole:.2%}"
     )
 
 
