@@ -1,4 +1,24 @@
-"""The two ways a run ends on purpose without finishing, each with its exit code."""
+"""The two ways a run ends on purpose before it is done, by exit code; and which errors may pass."""
+
+import errno
+import os
+import re
+
+_PASSING_ERRNOS = (
+    errno.ENOSPC,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.ENOTCONN,
+)
+# Libraries tell only the text of such an error; and these are what object stores answer.
+_PASSING_TEXTS = re.compile(
+    "|".join(
+        ["UNAVAILABLE", "DEADLINE_EXCEEDED", "timed out"]
+        + [re.escape(os.strerror(number)) for number in _PASSING_ERRNOS]
+    )
+)
 
 
 class UserError(Exception):
@@ -23,3 +43,9 @@ class Preempted(BaseException):
         """`together`: every process of the run stops here, after the same step."""
         super().__init__(message)
         self.together = together
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether what has failed may do well later: the disk is full, a store does not answer."""
+    number = getattr(error, "errno", None)
+    return number in _PASSING_ERRNOS if number else bool(_PASSING_TEXTS.search(str(error)))

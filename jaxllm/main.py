@@ -18,14 +18,18 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from jaxllm import command_line
 from jaxllm import config as configuration
-from jaxllm.errors import Preempted, UserError
+from jaxllm.errors import Preempted, UserError, may_pass
 from jaxllm.preemption import end_on_signals
 from jaxllm.supervisor import ProcessGroup, Supervisor, process_group, supervise
+
+if TYPE_CHECKING:  # it loads JAX, which must not be loaded before the process is forked
+    from jaxllm.sharding.processes import Membership
 
 STAGES = {
     "tokenizer": ("jaxllm.stages.tokenizer", "TrainTokenizerConfig"),
@@ -46,8 +50,6 @@ _SINGLE = ("chat", "import_hf", "export_hf")
 
 # What only the user can mend: a place that cannot be read or written.
 _USERS_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-# What may pass: a full disk, a store that does not answer.
-_PASSING_ERRNOS = (errno.ENOSPC, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 # How errors read that a lost peer causes in the others.
 _COMMUNICATION = re.compile("Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|INTERNAL|CANCELLED")
 _UNREAD = 128 + 13  # as shells tell that SIGPIPE ended a program
@@ -76,40 +78,42 @@ def main(arguments: Sequence[str]) -> int:
 
 def _work_in_group(arguments: Sequence[str], group: ProcessGroup, supervisor: Supervisor) -> int:
     """Runs the command as one of several processes; returns only if it has not joined them."""
-    from jaxllm.sharding.processes import Membership, is_main, say
+    from jaxllm.sharding.processes import Membership, say
 
     membership = Membership(supervisor)
-    config, workdir = ConfigDict(), None
-
-    def join() -> None:
-        nonlocal config, workdir
-        config, workdir = command_line.parse(arguments)
-        if (stage := config.get("stage")) in _SINGLE:
-            raise UserError(f"the stage {stage} runs as a single process; start only one.")
-        membership.join(group)
-
-    def work() -> None:
-        if config.stage in _MADE_BY_ONE and not is_main():
-            return
-        try:
-            run(config, workdir)
-        except Preempted as stopped:
-            if not stopped.together:
-                raise
-            if is_main():
-                say(str(stopped))
-            membership.leave(stopped.exit_code)
-
-    if code := _outcome(join, say):
-        return code
     try:
-        code = _outcome(work, say)
+        code = _outcome(lambda: _join_and_run(arguments, group, membership), say)
     except Exception as error:
+        if not membership.joined:
+            raise
         if _COMMUNICATION.search(str(error)):
             membership.find_lost()
         traceback.print_exc(file=sys.__stderr__)
         code = 1
+    if not membership.joined:
+        return code
     return membership.fail(code) if code else membership.leave(0)
+
+
+def _join_and_run(arguments: Sequence[str], group: ProcessGroup, membership: "Membership") -> None:
+    """Runs the command together with the other processes."""
+    from jaxllm.sharding.processes import is_main, say
+
+    config, workdir = command_line.parse(arguments)
+    stage = config.get("stage")
+    if stage in _SINGLE:
+        raise UserError(f"the stage {stage} runs as a single process; start only one.")
+    membership.join(group)
+    if stage in _MADE_BY_ONE and not is_main():
+        return
+    try:
+        run(config, workdir)
+    except Preempted as stopped:
+        if not stopped.together:
+            raise
+        if is_main():
+            say(str(stopped))
+        membership.leave(stopped.exit_code)
 
 
 def _outcome(work: Callable[[], None], tell: Callable[[str], None]) -> int:
@@ -128,9 +132,9 @@ def _outcome(work: Callable[[], None], tell: Callable[[str], None]) -> int:
         tell(str(error))
         return error.exit_code
     except OSError as error:
-        if error.errno not in _USERS_ERRNOS + _PASSING_ERRNOS or not error.filename:
+        if not error.filename or not (may_pass(error) or error.errno in _USERS_ERRNOS):
             raise
-        if error.errno in _PASSING_ERRNOS:  # it may be well when the run is started again
+        if may_pass(error):
             room = "make room, and " if error.errno == errno.ENOSPC else ""
             tell(f"{error.filename}: {error.strerror}; {room}run the same command again")
             return Preempted.exit_code

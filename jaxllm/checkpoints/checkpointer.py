@@ -6,11 +6,8 @@ train state). A later stage reads `params` alone.
 
 import dataclasses
 import functools
-import logging
 import math
-import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +18,9 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
+from jaxllm.checkpoints import orbax_output
 from jaxllm.checkpoints.checksums import damage, write_checksums
-from jaxllm.errors import Preempted, UserError
+from jaxllm.errors import Preempted, UserError, may_pass
 from jaxllm.sharding.processes import (
     HEARTBEAT_SECONDS,
     from_main,
@@ -33,36 +31,16 @@ from jaxllm.sharding.processes import (
     warn,
 )
 
-# What Orbax logs of each save would drown the progress line, and what it logs of a failed one our
-# warning, which says the same in a line; it shares absl's logger with others.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-# Each array of a failed save has an error of its own, and only the first is waited for.
-logging.getLogger("asyncio").addFilter(lambda record: "orbax-checkpoint-tmp" not in str(record.msg))
-
-
-_show_unraisable = sys.unraisablehook
-
-
-def _ignore_closed_loop(unraisable: Any) -> None:
-    """Leaves out what TensorStore's threads print of a save that has failed already."""
-    closed = unraisable.exc_type is RuntimeError and "loop is closed" in str(unraisable.exc_value)
-    if not closed:
-        _show_unraisable(unraisable)
-
-
-sys.unraisablehook = _ignore_closed_loop
+orbax_output.quieten()
 
 _WAITS = (5, 10, 20, 40, 80)
 """Seconds before what has failed is tried again."""
-_STOP_SECONDS = 15
-"""How long a run that is asked to stop tries to save."""
+_LAST_SECONDS = 180
+"""How long the last save of a run is tried again; it may be the only one."""
+_STOP_SECONDS = 20
+"""The same for a run that is asked to stop, which is killed if it takes long."""
 _COMMIT_SECONDS = 3600
 """How long the writing of a checkpoint may take, by this process and by the others."""
-# How errors read that come from the store, not from what is stored.
-_PASSING = re.compile(
-    "UNAVAILABLE|DEADLINE_EXCEEDED|Input/output error|Stale file handle|timed out|not connected"
-    "|Resource temporarily unavailable"
-)
 
 T = TypeVar("T")
 
@@ -207,15 +185,15 @@ class Checkpointer:
         Returns:
             Whether there is; a run that is `stopping` tries for seconds, another for minutes.
         """
+        give_up = time.monotonic() + (_STOP_SECONDS if stopping else _LAST_SECONDS)
         self.wait()
-        waits = [seconds for seconds in _WAITS if not stopping or seconds <= _STOP_SECONDS]
-        for seconds in waits:
-            if step in self.steps():
-                return True
-            time.sleep(seconds)
+        while step not in self.steps():
+            if self._retry_at > give_up:
+                return False
+            time.sleep(max(0.0, self._retry_at - time.monotonic()))
             save()
             self.wait()
-        return step in self.steps()
+        return True
 
     def mark_best(self, *steps: int) -> None:
         """Keeps the first of `steps` that has a checkpoint, until others are marked."""
@@ -319,7 +297,7 @@ class Checkpointer:
             try:
                 return call()
             except Exception as error:
-                if not _PASSING.search(str(error)):
+                if not may_pass(error):
                     raise
                 what = f"{name} cannot be read now ({_reason(error)})"
                 if seconds is None:

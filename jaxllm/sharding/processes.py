@@ -144,6 +144,8 @@ class Membership:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._ending = threading.Lock()
+        self.joined = False
+        """Whether it has found the others, so that it may not end without them."""
 
     def join(self, group: ProcessGroup) -> None:
         """Joins the others, and begins to watch them; from here on only process 0 is heard.
@@ -184,9 +186,11 @@ class Membership:
             ) from None
         self._supervisor.coordinated_at(global_state.coordinator_address or "")
         if not is_main():
-            sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+            nowhere = Path(os.devnull).open("w", encoding="utf-8", errors="replace")  # noqa: SIM115
+            sys.stdout = sys.stderr = nowhere
         _client().key_value_set(f"jaxllm/host/{global_state.process_id}", socket.gethostname())
         threading.Thread(target=self._watch, name="watch over peers", daemon=True).start()
+        self.joined = True
 
     def leave(self, code: int) -> NoReturn:
         """Ends this process with `code` once all have come as far."""

@@ -107,8 +107,6 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
             loop.sent(step + 1, metrics, batch)
             # Asked once: a signal that comes at a later line is heeded a step later.
             stopping = stop.after(step + 1)
-            if loop.boundary(step + 1) or stopping:
-                loop.finish_previous(state)
             due = step + 1 == run.steps or (step + 1) % run.checkpoint.every == 0
             if due or stopping or loop.save_again():
                 loop.save(step + 1, state)
@@ -136,13 +134,6 @@ class _Loop:
         self._begin = time.monotonic()
         self._pending: tuple[int, StepMetrics, Batch] | None = None
         self._clock = _Clock(run.ledger)
-
-    def boundary(self, step: int) -> bool:
-        """Whether something after this step must see it finished."""
-        run = self._run
-        return step == run.steps or any(
-            step % every == 0 for every in (run.checkpoint.every, run.eval.every)
-        )
 
     def next_batch(self, step: int, state: TrainState) -> Batch:
         with self._run.ledger.spending("data_wait"):
@@ -221,6 +212,7 @@ class _Loop:
         )
 
     def evaluate(self, step: int, state: TrainState) -> None:
+        self.finish_previous(state)
         with self._run.ledger.spending("evaluation"):
             scores = self._run.evaluate(step, state)
             self._run.recorder.record(step, self._seconds(), scores)

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import types
 from pathlib import Path
 
 import orbax.checkpoint as ocp
@@ -32,19 +31,48 @@ def _outage(monkeypatch, owner, name, times):
     return asked
 
 
+def _down(*args, **kwargs):
+    raise OSError(errno.EIO, "Input/output error")
+
+
+class _Clock:
+    """Moves by what is slept, and by 0.1 seconds whenever it is read."""
+
+    def __init__(self):
+        self.now, self.slept = 0.0, []
+
+    def monotonic(self):
+        self.now += 0.1
+        return self.now
+
+    def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = _Clock()
+    monkeypatch.setattr(checkpointer_module, "time", made)
+    return made
+
+
 @pytest.fixture
 def short_waits(monkeypatch):
     monkeypatch.setattr(checkpointer_module, "_WAITS", (0.0, 0.01, 0.01))
 
 
-@pytest.mark.usefixtures("short_waits")
-@pytest.mark.parametrize("where", ["restore", "damage", "committed_steps"])
-def test_a_store_that_does_not_answer_is_asked_again(
-    open_checkpointer, warnings, monkeypatch, where
-):
+@pytest.fixture(params=["restore", "damage", "committed_steps"])
+def saved_two(request, short_waits, open_checkpointer):
+    """A checkpointer with two steps, what reads them, and that function's owner and name."""
     checkpointer = open_checkpointer()
     checkpointer.save_steps(1, 2)
-    owner = checkpointer._orbax if where == "restore" else checkpointer_module
+    owner = checkpointer._orbax if request.param == "restore" else checkpointer_module
+    return checkpointer, owner, request.param
+
+
+def test_a_store_that_does_not_answer_is_asked_again(saved_two, warnings, monkeypatch):
+    checkpointer, owner, where = saved_two
     asked = _outage(monkeypatch, owner, where, times=2)
     assert checkpointer.restored_step() == 2
     assert asked == ["checkpoints" if where == "committed_steps" else "2"] * 3
@@ -53,15 +81,9 @@ def test_a_store_that_does_not_answer_is_asked_again(
     assert checkpointer.steps() == [1, 2]
 
 
-@pytest.mark.usefixtures("short_waits")
-@pytest.mark.parametrize("where", ["restore", "damage", "committed_steps"])
-def test_a_store_that_stays_away_makes_no_checkpoint_broken(
-    open_checkpointer, monkeypatch, tmp_path, where
-):
-    checkpointer = open_checkpointer()
-    checkpointer.save_steps(1, 2)
+def test_a_store_that_stays_away_makes_no_checkpoint_broken(saved_two, monkeypatch, tmp_path):
+    checkpointer, owner, where = saved_two
     with monkeypatch.context() as patched:
-        owner = checkpointer._orbax if where == "restore" else checkpointer_module
         _outage(patched, owner, where, times=100)
         with pytest.raises(Preempted, match=r"cannot be read now .* run the same command again"):
             checkpointer.restored_step()
@@ -93,24 +115,18 @@ def test_a_store_that_does_not_answer_while_training_is_a_failed_save(
 
 
 def test_a_save_that_failed_is_due_again_after_longer_and_longer(
-    open_checkpointer, warnings, monkeypatch
+    open_checkpointer, warnings, monkeypatch, clock
 ):
-    now = 0.0
-    monkeypatch.setattr(checkpointer_module, "time", types.SimpleNamespace(monotonic=lambda: now))
     checkpointer = open_checkpointer()
     assert not checkpointer.retry_due
-
-    def down(*args, **kwargs):
-        raise OSError(errno.EIO, "Input/output error")
-
     with monkeypatch.context() as patched:
-        patched.setattr(ocp.AsyncCheckpointer, "save", down)
+        patched.setattr(ocp.AsyncCheckpointer, "save", _down)
         for seconds in (5, 10, 20, 40, 80, 80):
             checkpointer.begin_step(1)
             assert f"tried again after {seconds} seconds" in warnings[-1]
-            now += seconds - 1
+            clock.now += seconds - 1
             assert not checkpointer.retry_due
-            now += 1
+            clock.now += 1
             assert checkpointer.retry_due
     checkpointer.begin_step(1)
     assert not checkpointer.retry_due  # it is under way
@@ -124,9 +140,7 @@ def test_the_last_save_is_tried_again_until_it_is_there(open_checkpointer, warni
 
     def down(self, *args, **kwargs):
         calls.append(args)
-        if len(calls) < 3:
-            raise OSError(errno.EIO, "Input/output error")
-        return save(self, *args, **kwargs)
+        return (_down if len(calls) < 3 else save)(self, *args, **kwargs)
 
     monkeypatch.setattr(ocp.AsyncCheckpointer, "save", down)
     checkpointer.begin_step(7)
@@ -135,21 +149,21 @@ def test_the_last_save_is_tried_again_until_it_is_there(open_checkpointer, warni
     assert len(warnings) == 2
 
 
-@pytest.mark.parametrize("stopping", [False, True])
-def test_a_last_save_that_never_succeeds_is_told(open_checkpointer, monkeypatch, stopping):
-    """Who is asked to stop has not the time for the longer waits."""
-    slept = []
-    clock = types.SimpleNamespace(monotonic=lambda: 0.0, sleep=slept.append)
-    monkeypatch.setattr(checkpointer_module, "time", clock)
+@pytest.mark.parametrize(
+    ("failures", "stopping", "waits"),
+    [(1, False, [5, 10, 20, 40, 80]), (1, True, [5, 10]), (4, False, [40, 80]), (4, True, [])],
+)
+def test_a_last_save_that_never_succeeds_is_told(
+    open_checkpointer, monkeypatch, clock, failures, stopping, waits
+):
+    """Who is asked to stop has not the time for the longer waits; and a store that has been away
+    for long is asked less often."""
     checkpointer = open_checkpointer()
-
-    def down(*args, **kwargs):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(ocp.AsyncCheckpointer, "save", down)
-    checkpointer.begin_step(8)
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "save", _down)
+    for _ in range(failures):
+        checkpointer.begin_step(8)
     assert not checkpointer.finish(8, lambda: checkpointer.begin_step(8), stopping=stopping)
-    assert slept == ([5, 10] if stopping else [5, 10, 20, 40, 80])
+    assert clock.slept == pytest.approx(waits, abs=1)
 
 
 @pytest.mark.parametrize("method", ["save", "wait_until_finished"])

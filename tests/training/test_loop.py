@@ -397,6 +397,7 @@ def test_a_signal_at_any_moment_loses_no_step_and_no_line(harness, monkeypatch, 
 
 
 def test_a_signal_when_the_disk_is_full_does_not_claim_to_have_saved(harness, monkeypatch):
+    monkeypatch.setattr("jaxllm.checkpoints.checkpointer._WAITS", (0.0, 100.0))
     harness.on_step = lambda step: step == 2 and signal.raise_signal(signal.SIGTERM)
     made, state = harness.run(steps=4)
 
