@@ -4,10 +4,12 @@
 
 `configs/pretrain.py` saves every 100 steps and has a log line every 10. Here its runs, each a
 process of its own on text that was tokenised once, do so in blocks of 30 steps, with a save at
-their beginning and a log line every 3; and in every other block nothing is saved, recorded or
-written. So what a recorded block takes longer than the mean of the bare ones before and after it,
-seconds apart, is what 100 steps of the main job take longer. What else the machine does falls on
-both alike; whole runs beside one another differ by more than what is to be seen.
+their beginning and a log line every 3, and write as much more often what is written by the clock;
+in every other block nothing is saved, recorded or written. So what a recorded block takes longer
+than the mean of the bare ones before and after it, seconds apart, is what 100 steps of the main job
+take longer. What else the machine does falls on both alike; whole runs beside one another differ by
+more than what is to be seen. In both, metrics are read from the device and shown after each step,
+and the last step of a block is waited for.
 
 It is told as a share of 100 steps, and beside it how long the loop itself waited for a save.
 Evaluations are left out.
@@ -15,6 +17,7 @@ Evaluations are left out.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -32,24 +35,27 @@ CONFIG = Path(__file__).parents[1] / "configs" / "pretrain.py"
 STEPS = 100
 """Steps of the main job for each of its checkpoints, and ten log lines."""
 BLOCK = 30
+BATCH = 5
 NEVER = 10**9
 
 
 class Blocks:
-    """Which blocks are recorded: the odd ones, and the end."""
+    """Which blocks are recorded: every other one, the second first."""
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
+    def __init__(self) -> None:
         self._recorded = True  # the first step
         self.began: list[float] = []
         """When each block began, the one of step `BLOCK` first."""
         self.waited = 0.0
         """Seconds that the loop had waited for checkpoints when the last one began."""
+        self.late = 0
+        """Saves that were not written when the next block began, whose time then has their end."""
 
-    def begin(self, step: int, waited: float) -> None:
+    def begin(self, waited: float, saving: bool) -> None:
         self.began.append(time.monotonic())
+        self._recorded = len(self.began) % 2 == 0
         self.waited = waited
-        self._recorded = len(self.began) % 2 == 0 or step == self._steps
+        self.late += saving
 
     def only(self, inner: Any, *methods: str) -> Any:
         """`inner`, of whose `methods` nothing is done in the blocks that are not recorded."""
@@ -68,19 +74,22 @@ def _nothing(*args: object) -> None:
     pass
 
 
-def work(arguments: list[str], steps: int) -> None:
-    """Runs the main job in this process; prints the seconds of each block, and of the waiting."""
+def work(arguments: list[str]) -> None:
+    """Runs the main job in this process, and prints what was measured."""
     from jaxllm import main
+    from jaxllm.reporting import event_file, goodput
     from jaxllm.stages import fit
 
-    blocks, train = Blocks(steps), fit.train
+    goodput._WRITE_SECONDS *= BLOCK / STEPS
+    event_file._FLUSH_SECONDS *= BLOCK / STEPS
+    blocks, train = Blocks(), fit.train
 
     def gated(run: Any, state: Any) -> Any:
         checkpointer = blocks.only(run.checkpointer, "save")
         saver = blocks.only(checkpointer)
 
         def save(step: int, *items: Any) -> None:
-            blocks.begin(step, run.ledger.spent("checkpoint"))
+            blocks.begin(run.ledger.spent("checkpoint"), run.checkpointer._saving is not None)
             checkpointer.save(step, *items)
 
         saver.save = save
@@ -93,19 +102,19 @@ def work(arguments: list[str], steps: int) -> None:
     if code := main.main(arguments):
         sys.exit(code)
     seconds = [end - begin for begin, end in zip(blocks.began, blocks.began[1:], strict=False)]
-    print(json.dumps({"blocks": seconds, "waited": blocks.waited}))
+    print(json.dumps({"blocks": seconds, "waited": blocks.waited, "late": blocks.late}))
 
 
-def measure(workdir: Path, steps: int, **fields: object) -> tuple[list[float], float]:
-    """The seconds of each block of a run, and how long its loop waited for checkpoints."""
-    settings = {"steps": steps, "references": False, "eval.every": NEVER, **fields}
+def measure(workdir: Path, pairs: int, **fields: object) -> dict[str, Any]:
+    """A run's seconds of each block, those that its loop waited for checkpoints, and late saves."""
+    settings = {"references": False, "eval.every": NEVER, **fields}
+    settings |= {"steps": BLOCK * (2 * pairs + 2)}
     settings |= {"log.every": BLOCK // 10, "checkpoint.every": BLOCK}
-    command = [sys.executable, __file__, f"--worker={steps}"]
+    command = [sys.executable, __file__, "--worker"]
     command += [f"--config={CONFIG}", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
-    told = json.loads(run.stdout.splitlines()[-1])
-    return told["blocks"], told["waited"]
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -113,33 +122,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=50, help="recorded blocks of each run")
-    parser.add_argument("--worker", type=int)
+    parser.add_argument("--worker", action="store_true")
     options, rest = parser.parse_known_args()
-    if options.pairs < 2:
-        parser.error("--pairs: must be at least 2")
     if options.worker:
-        work(rest, options.worker)
+        work(rest)
         return
-    recorded, bare, costs, waited = [], [], [], 0.0
+    if rest:
+        parser.error(f"unknown: {' '.join(rest)}")
+    if options.pairs < 2 * BATCH or options.pairs % BATCH:
+        parser.error(f"--pairs: must be a multiple of {BATCH}, from {2 * BATCH} on")
+    recorded, bare, costs, waited, late = [], [], [], 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder, "first")
-        measure(first, 1)
+        measure(first, 0)
         prepared = {"data.store": first / "store", "tokenizer.path": first / "tokenizer"}
         for number in range(options.runs):
-            steps = BLOCK * (2 * options.pairs + 2)
-            seconds, waiting = measure(Path(folder, str(number)), steps, **prepared)
-            bare += seconds[0::2]
-            recorded += seconds[1::2]
-            around = zip(seconds[0::2], seconds[2::2], strict=False)
-            costs += [s - (a + b) / 2 for s, (a, b) in zip(seconds[1::2], around, strict=True)]
-            waited += waiting
+            run = measure(Path(folder, str(number)), options.pairs, **prepared)
+            of_bare, of_recorded = run["blocks"][0::2], run["blocks"][1::2]
+            around = zip(of_recorded, itertools.pairwise(of_bare), strict=True)
+            costs += [own - statistics.mean(others) for own, others in around]
+            bare += of_bare
+            recorded += of_recorded
+            waited += run["waited"]
+            late += run["late"]
     rows = [
-        (name, f"{1000 * statistics.median(blocks) / BLOCK:.2f}")
+        (name, f"{statistics.mean(blocks):.3f}", f"{statistics.median(blocks):.3f}")
         for name, blocks in (("recorded", recorded), ("bare", bare))
     ]
-    print_table(("blocks", "median ms a step"), rows, f"{len(costs)} recorded blocks")
-    whole = STEPS * statistics.median(bare) / BLOCK
-    cost, error = statistics.mean(costs), statistics.stdev(costs) / math.sqrt(len(costs))
+    heads = (f"blocks of {BLOCK} steps", "mean s", "median s")
+    print_table(heads, rows, f"{len(costs)} recorded; {late} saves ended in the block after")
+    whole = STEPS * statistics.mean(bare) / BLOCK
+    # Neighbours share a bare block: the error is that of the means of some.
+    means = [statistics.mean(costs[at : at + BATCH]) for at in range(0, len(costs), BATCH)]
+    cost, error = statistics.mean(means), statistics.stdev(means) / math.sqrt(len(means))
     waiting = waited / len(costs)
     print(
         f"a save and ten log lines cost {1000 * cost:.0f} ms (standard error {1000 * error:.0f}, "

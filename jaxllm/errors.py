@@ -1,22 +1,15 @@
-"""The two ways a run ends on purpose before it is done, by exit code; and which errors may pass."""
+"""The two ways a run ends on purpose before it is done, each with its exit code."""
 
 import errno
 import os
 import re
 
-_PASSING_ERRNOS = (
-    errno.ENOSPC,
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.EAGAIN,
-    errno.ENOTCONN,
-)
-# Libraries tell only the text of such an error; and these are what object stores answer.
-_PASSING_TEXTS = re.compile(
+_UNANSWERED_ERRNOS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOTCONN)
+# Libraries tell only the text of such an error; and so do object stores.
+_UNANSWERED_TEXTS = re.compile(
     "|".join(
         ["UNAVAILABLE", "DEADLINE_EXCEEDED", "timed out"]
-        + [re.escape(os.strerror(number)) for number in _PASSING_ERRNOS]
+        + [re.escape(os.strerror(number)) for number in _UNANSWERED_ERRNOS]
     )
 )
 
@@ -45,7 +38,9 @@ class Preempted(BaseException):
         self.together = together
 
 
-def may_pass(error: Exception) -> bool:
-    """Whether what has failed may do well later: the disk is full, a store does not answer."""
+def unanswered(error: Exception) -> bool:
+    """Whether an error says that a store has not answered, which it may do later."""
     number = getattr(error, "errno", None)
-    return number in _PASSING_ERRNOS if number else bool(_PASSING_TEXTS.search(str(error)))
+    if number is not None:
+        return number in _UNANSWERED_ERRNOS
+    return bool(_UNANSWERED_TEXTS.search(str(error)))

@@ -18,18 +18,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from jaxllm import command_line
 from jaxllm import config as configuration
-from jaxllm.errors import Preempted, UserError, may_pass
+from jaxllm.errors import Preempted, UserError, unanswered
 from jaxllm.preemption import end_on_signals
 from jaxllm.supervisor import ProcessGroup, Supervisor, process_group, supervise
-
-if TYPE_CHECKING:  # it loads JAX, which must not be loaded before the process is forked
-    from jaxllm.sharding.processes import Membership
 
 STAGES = {
     "tokenizer": ("jaxllm.stages.tokenizer", "TrainTokenizerConfig"),
@@ -78,11 +74,29 @@ def main(arguments: Sequence[str]) -> int:
 
 def _work_in_group(arguments: Sequence[str], group: ProcessGroup, supervisor: Supervisor) -> int:
     """Runs the command as one of several processes; returns only if it has not joined them."""
-    from jaxllm.sharding.processes import Membership, say
+    from jaxllm.sharding.processes import Membership, is_main, say
 
     membership = Membership(supervisor)
+
+    def join_and_run() -> None:
+        config, workdir = command_line.parse(arguments)
+        stage = config.get("stage")
+        if stage in _SINGLE:
+            raise UserError(f"the stage {stage} runs as a single process; start only one.")
+        membership.join(group)
+        if stage in _MADE_BY_ONE and not is_main():
+            return
+        try:
+            run(config, workdir)
+        except Preempted as stopped:
+            if not stopped.together:
+                raise
+            if is_main():
+                say(str(stopped))
+            membership.leave(stopped.exit_code)
+
     try:
-        code = _outcome(lambda: _join_and_run(arguments, group, membership), say)
+        code = _outcome(join_and_run, say)
     except Exception as error:
         if not membership.joined:
             raise
@@ -93,27 +107,6 @@ def _work_in_group(arguments: Sequence[str], group: ProcessGroup, supervisor: Su
     if not membership.joined:
         return code
     return membership.fail(code) if code else membership.leave(0)
-
-
-def _join_and_run(arguments: Sequence[str], group: ProcessGroup, membership: "Membership") -> None:
-    """Runs the command together with the other processes."""
-    from jaxllm.sharding.processes import is_main, say
-
-    config, workdir = command_line.parse(arguments)
-    stage = config.get("stage")
-    if stage in _SINGLE:
-        raise UserError(f"the stage {stage} runs as a single process; start only one.")
-    membership.join(group)
-    if stage in _MADE_BY_ONE and not is_main():
-        return
-    try:
-        run(config, workdir)
-    except Preempted as stopped:
-        if not stopped.together:
-            raise
-        if is_main():
-            say(str(stopped))
-        membership.leave(stopped.exit_code)
 
 
 def _outcome(work: Callable[[], None], tell: Callable[[str], None]) -> int:
@@ -132,10 +125,12 @@ def _outcome(work: Callable[[], None], tell: Callable[[str], None]) -> int:
         tell(str(error))
         return error.exit_code
     except OSError as error:
-        if not error.filename or not (may_pass(error) or error.errno in _USERS_ERRNOS):
+        full = error.errno == errno.ENOSPC
+        passing = full or unanswered(error)
+        if not error.filename or not (passing or error.errno in _USERS_ERRNOS):
             raise
-        if may_pass(error):
-            room = "make room, and " if error.errno == errno.ENOSPC else ""
+        if passing:
+            room = "make room, and " if full else ""
             tell(f"{error.filename}: {error.strerror}; {room}run the same command again")
             return Preempted.exit_code
         tell(f"{error.filename}: {error.strerror}")

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from jaxllm.checkpoints import orbax_output
 from jaxllm.checkpoints.checksums import damage, write_checksums
-from jaxllm.errors import Preempted, UserError, may_pass
+from jaxllm.errors import Preempted, UserError, unanswered
 from jaxllm.sharding.processes import (
     HEARTBEAT_SECONDS,
     from_main,
@@ -35,10 +35,8 @@ orbax_output.quieten()
 
 _WAITS = (5, 10, 20, 40, 80)
 """Seconds before what has failed is tried again."""
-_LAST_SECONDS = 180
-"""How long the last save of a run is tried again; it may be the only one."""
-_STOP_SECONDS = 20
-"""The same for a run that is asked to stop, which is killed if it takes long."""
+_STOP_WAITS = _WAITS[:2]
+"""The same for the save of a run that is asked to stop, which is killed if it takes long."""
 _COMMIT_SECONDS = 3600
 """How long the writing of a checkpoint may take, by this process and by the others."""
 
@@ -185,15 +183,24 @@ class Checkpointer:
         Returns:
             Whether there is; a run that is `stopping` tries for seconds, another for minutes.
         """
-        give_up = time.monotonic() + (_STOP_SECONDS if stopping else _LAST_SECONDS)
         self.wait()
-        while step not in self.steps():
-            if self._retry_at > give_up:
-                return False
-            time.sleep(max(0.0, self._retry_at - time.monotonic()))
+        for seconds in _STOP_WAITS if stopping else _WAITS:
+            if self._is_saved(step):
+                return True
+            time.sleep(seconds)
             save()
             self.wait()
-        return True
+        return self._is_saved(step)
+
+    def _is_saved(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step, as far as the store says."""
+
+        def found() -> bool:
+            with suppress(OSError):
+                return step in committed_steps(self._directory)
+            return False
+
+        return from_main(found)
 
     def mark_best(self, *steps: int) -> None:
         """Keeps the first of `steps` that has a checkpoint, until others are marked."""
@@ -297,7 +304,7 @@ class Checkpointer:
             try:
                 return call()
             except Exception as error:
-                if not may_pass(error):
+                if not unanswered(error):
                     raise
                 what = f"{name} cannot be read now ({_reason(error)})"
                 if seconds is None:

@@ -8,7 +8,7 @@ _show_unraisable = sys.unraisablehook
 
 
 def quieten() -> None:
-    """From here on their progress and what follows a failed save are silent; others are heard."""
+    """Hides their progress, and the errors that follow the first of a failed save."""
     # Of each save Orbax logs what would drown the progress line, by the logger of all of absl.
     logging.getLogger("absl").addFilter(_is_not_of_orbax)
     # Each array of a failed save has an error of its own, and only the first is waited for.

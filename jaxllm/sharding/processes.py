@@ -172,6 +172,7 @@ class Membership:
                 cluster_detection_method="deactivate" if group.coordinator else None,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
+            self.joined = True
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         except ValueError as error:
@@ -190,7 +191,6 @@ class Membership:
             sys.stdout = sys.stderr = nowhere
         _client().key_value_set(f"jaxllm/host/{global_state.process_id}", socket.gethostname())
         threading.Thread(target=self._watch, name="watch over peers", daemon=True).start()
-        self.joined = True
 
     def leave(self, code: int) -> NoReturn:
         """Ends this process with `code` once all have come as far."""

@@ -16,7 +16,6 @@ from jaxllm.models.transformer import SHARDING_RULES, Transformer, output_head, 
 from jaxllm.ops.vocabulary import logits
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.sharding.rules import shardings
-from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.training import train_tokenizer
 
@@ -25,36 +24,7 @@ PROMPTS = [(7, 3, 9, 4, 1), (5, 8), (6,), (6, 2, 11, 5, 30, 21, 17, 2, 9, 40, 12
 GREEDY = Sampling(NEW, temperature=0.0)
 
 
-class Numbers(ByteTokenizer):
-    """A tokenizer whose text is the ids, each a word."""
-
-    def __init__(self):
-        super().__init__()
-        self.bos_id, self.eos_id = 48, 49
-
-    def decode(self, ids, skip_special_tokens=True):
-        return " ".join(map(str, ids))
-
-
-@pytest.fixture(autouse=True)
-def one_device():
-    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])) as mesh:
-        yield mesh
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model):
-    return tiny_model(layers=2, tied=False)
-
-
-@pytest.fixture(scope="module")
-def make(tiny_params):
-    """Makes an engine of a model."""
-
-    def made(model, slots=3, context=0, **options):
-        return Engine(model, tiny_params(model), Numbers(), context=context, slots=slots, **options)
-
-    return made
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
@@ -89,30 +59,30 @@ def requests(sampling=GREEDY, prompts=PROMPTS, **options):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_text_and_its_log_probabilities_are_those_of_full_passes(
-    family, tiny_model, make, full
+    family, tiny_model, make_engine, full, numbers
 ):
     """Five prompts of uneven lengths on three slots, one of them longer than any window."""
     options = {"positions": "learned", "max_positions": 32} if family == "gpt2" else {}
     model = tiny_model(family=family, **options)
-    for request, done in zip(requests(), make(model).complete(requests()), strict=True):
+    for request, done in zip(requests(), make_engine(model).complete(requests()), strict=True):
         log_probs = jax.nn.log_softmax(full(model, (*request.prompt, *done.ids)))
         begin = len(request.prompt) - 1
         of_new = log_probs[begin : begin + len(done.ids)]
         chosen = of_new[np.arange(len(done.ids)), done.ids]
-        assert len(done.ids) == NEW or done.ids[-1] == Numbers().eos_id
+        assert len(done.ids) == NEW or done.ids[-1] == numbers.eos_id
         np.testing.assert_allclose(done.log_probs, chosen, atol=2e-4)
         # A difference from the likeliest counts only where the two are far apart.
         np.testing.assert_allclose(chosen, of_new.max(axis=-1), atol=2e-4)
 
 
-def test_scanned_layers_write_what_unrolled_ones_do(tiny_model, make, monkeypatch):
+def test_scanned_layers_write_what_unrolled_ones_do(tiny_model, make_engine, monkeypatch):
     """As on GPUs and TPUs."""
     for family in ("llama", "gemma3"):
         model = tiny_model(family=family, layers=6)
-        unrolled = make(model).complete(requests())
+        unrolled = make_engine(model).complete(requests())
         with monkeypatch.context() as patched:
             patched.setattr(engine, "_prepared", lambda model, params: (model, params))
-            scanned = make(model).complete(requests())
+            scanned = make_engine(model).complete(requests())
         assert [done.ids for done in scanned] == [done.ids for done in unrolled]
 
 
@@ -121,12 +91,12 @@ def test_scanned_layers_write_what_unrolled_ones_do(tiny_model, make, monkeypatc
     [{"latent_width": 8, "rope_head_dim": 4, "kv_heads": 0}, {"family": "mistral", "window": 7}],
 )
 def test_a_prompt_longer_than_a_chunk_is_continued_as_after_a_full_pass(
-    options, tiny_model, tiny_params, make
+    options, tiny_model, tiny_params, make_engine
 ):
     """So long that its attention goes over the cache in blocks."""
     model = tiny_model(layers=2, **options)
     prompt = tuple(np.random.default_rng(2).integers(0, 48, 150).tolist())
-    done = make(model).complete([Request(prompt, GREEDY)])[0]
+    done = make_engine(model).complete([Request(prompt, GREEDY)])[0]
     text = jnp.array((*prompt, *done.ids))[None]
     output = Transformer(model).apply(
         {"params": tiny_params(model)}, text, jnp.arange(text.shape[1])[None], jnp.ones_like(text)
@@ -136,11 +106,11 @@ def test_a_prompt_longer_than_a_chunk_is_continued_as_after_a_full_pass(
     np.testing.assert_allclose(done.log_probs, of_text, atol=2e-4)
 
 
-def test_long_prompts_are_read_in_chunks(make, tiny_model, full, monkeypatch):
+def test_long_prompts_are_read_in_chunks(make_engine, tiny_model, full, monkeypatch):
     model = tiny_model(family="gemma3")
-    whole = make(model).complete(requests())
+    whole = make_engine(model).complete(requests())
     monkeypatch.setattr(engine, "_CHUNK", 4)
-    in_chunks = make(model).complete(requests())
+    in_chunks = make_engine(model).complete(requests())
     assert [done.ids for done in in_chunks] == [done.ids for done in whole]
 
 
@@ -153,8 +123,8 @@ def test_a_window_keeps_no_more_than_its_tokens(tiny_model):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(NEW, 1.3), Sampling(NEW, 1.3, 20, 0.95)])
-def test_a_text_depends_on_neither_neighbours_nor_slot(model, make, sampling):
-    run = make(model, slots=3)
+def test_a_text_depends_on_neither_neighbours_nor_slot(model, make_engine, sampling):
+    run = make_engine(model, slots=3)
     together = run.complete(requests(sampling))
     for others in (
         [requests(sampling)[3]],
@@ -167,14 +137,14 @@ def test_a_text_depends_on_neither_neighbours_nor_slot(model, make, sampling):
         np.testing.assert_allclose(same.log_probs, together[3].log_probs, atol=1e-5)
 
 
-def test_a_mixture_of_experts_depends_on_no_neighbour_either(tiny_model, make):
-    run = make(tiny_model(family="qwen3_moe"), slots=3)
+def test_a_mixture_of_experts_depends_on_no_neighbour_either(tiny_model, make_engine):
+    run = make_engine(tiny_model(family="qwen3_moe"), slots=3)
     together = run.complete(requests())
     assert [run.complete([one])[0].ids for one in requests()] == [done.ids for done in together]
 
 
-def test_the_seed_decides_the_text(model, make):
-    run, hot = make(model), Sampling(NEW, 1.5)
+def test_the_seed_decides_the_text(model, make_engine):
+    run, hot = make_engine(model), Sampling(NEW, 1.5)
     same = [Request(PROMPTS[0], hot, seed=seed) for seed in (1, 1, 2, 3)]
     one, again, *others = (done.ids for done in run.complete(same))
     assert one == again
@@ -182,14 +152,14 @@ def test_the_seed_decides_the_text(model, make):
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
-def test_the_likeliest_alone_is_left_by_the_narrowest_limits(model, make, options):
-    narrow = make(model).complete(requests(Sampling(NEW, 1.0, **options)))
-    greedy = make(model).complete(requests())
+def test_the_likeliest_alone_is_left_by_the_narrowest_limits(model, make_engine, options):
+    narrow = make_engine(model).complete(requests(Sampling(NEW, 1.0, **options)))
+    greedy = make_engine(model).complete(requests())
     assert [done.ids for done in narrow] == [done.ids for done in greedy]
 
 
-def test_limits_are_of_each_request_alone(model, make):
-    run = make(model, slots=5)
+def test_limits_are_of_each_request_alone(model, make_engine):
+    run = make_engine(model, slots=5)
     mixed = [Request(PROMPTS[0], Sampling(NEW, 2.0, top_k=k), seed=5) for k in (0, 1, 2)]
     found = run.complete([*mixed, *requests()])
     assert found[1].ids == found[3].ids  # top_k of 1 beside a greedy one
@@ -197,9 +167,9 @@ def test_limits_are_of_each_request_alone(model, make):
     assert found[0].ids != found[1].ids
 
 
-def test_a_repetition_penalty_counts_prompt_and_new_tokens(model, make, full):
+def test_a_repetition_penalty_counts_prompt_and_new_tokens(model, make_engine, full):
     penalty = 1.7
-    done = make(model).complete(requests(Sampling(NEW, 0.0, repetition_penalty=penalty)))
+    done = make_engine(model).complete(requests(Sampling(NEW, 0.0, repetition_penalty=penalty)))
     for request, found in zip(requests(), done, strict=True):
         text = list(request.prompt)
         for token in found.ids:
@@ -211,12 +181,12 @@ def test_a_repetition_penalty_counts_prompt_and_new_tokens(model, make, full):
             )
             assert scores[token] >= scores.max() - 1e-4
             text.append(token)
-    plain = make(model).complete(requests())
+    plain = make_engine(model).complete(requests())
     assert [found.ids for found in done] != [found.ids for found in plain]
 
 
-def test_stop_ids_end_a_text_with_them(model, make):
-    run = make(model)
+def test_stop_ids_end_a_text_with_them(model, make_engine, numbers):
+    run = make_engine(model)
     whole = run.complete(requests())
     ends = [done.ids[4] for done in whole]
     cut = run.complete(
@@ -226,153 +196,32 @@ def test_stop_ids_end_a_text_with_them(model, make):
         length = before.ids.index(end) + 1
         assert done.ids == before.ids[:length]
         assert done.finish == "stop"
-        assert done.text == Numbers().decode(done.ids[:-1])
+        assert done.text == numbers.decode(done.ids[:-1])
 
 
-def test_stop_strings_end_a_text_before_them(model, make):
-    run = make(model)
+def test_stop_strings_end_a_text_before_them(model, make_engine, numbers):
+    run = make_engine(model)
     whole = run.complete(requests())[0]
     stop = f" {whole.ids[3]} {whole.ids[4]}"
     cut = run.complete([Request(PROMPTS[0], Sampling(NEW, 0.0, stop=("xyz", stop)))])[0]
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.finish == "stop"
     assert cut.ids == whole.ids[: len(cut.ids)]
-    assert stop in Numbers().decode(cut.ids)
-    assert stop not in Numbers().decode(cut.ids[:-1])
+    assert stop in numbers.decode(cut.ids)
+    assert stop not in numbers.decode(cut.ids[:-1])
 
 
-def test_limits_of_length_are_each_requests_own(model, make):
+def test_limits_of_length_are_each_requests_own(model, make_engine):
     lengths = [1, 4, 9, 2, 7]
     mixed = [
         Request(prompt, Sampling(length, 0.0))
         for prompt, length in zip(PROMPTS, lengths, strict=True)
     ]
-    done = make(model, slots=2).complete(mixed)
+    done = make_engine(model, slots=2).complete(mixed)
     assert [len(one.ids) for one in done] == lengths
     assert {one.finish for one in done} == {"length"}
-    whole = make(model).complete(requests())
+    whole = make_engine(model).complete(requests())
     assert all(a.ids == b.ids[: len(a.ids)] for a, b in zip(done, whole, strict=True))
-
-
-def test_equal_prompts_are_read_once(model, make, monkeypatch):
-    read = []
-    prefill = engine.prefill
-    monkeypatch.setattr(
-        engine,
-        "prefill",
-        lambda *args, **named: read.append(args[1].shape) or prefill(*args, **named),
-    )
-    make(model, slots=4).complete([Request(PROMPTS[3], GREEDY, seed=n) for n in range(4)])
-    assert read == [(1, 16)]
-
-
-@pytest.fixture
-def compilations():
-    """The number of programs compiled so far, those of single operations too."""
-    events = []
-
-    def listen(event, *_, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield lambda: len(events)
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
-@pytest.mark.parametrize(
-    "sampling", [{}, {"temperature": 1.0, "top_k": 3}, {"repetition_penalty": 2.0}]
-)
-def test_few_programs_are_compiled_whatever_is_asked(
-    model, make, compilations, sampling, monkeypatch
-):
-    """Calls of 1 to 12 requests of all lengths up to the context, in any order, on 16 slots."""
-    monkeypatch.setattr(engine, "_WORTH_COMPILING", 10**6)
-    run = make(model, slots=16, context=64)
-    draw = np.random.default_rng(0)
-
-    def some(count):
-        return [
-            Request(
-                tuple(draw.integers(0, 48, draw.integers(1, 50)).tolist()),
-                Sampling(length, **{"temperature": 0.0} | sampling),
-            )
-            for length in draw.integers(1, 60, count).tolist()
-        ]
-
-    calls = [some(count) for count in (*range(12, 0, -1), *range(1, 13))]
-    for function in (engine.prefill, engine.decode):
-        function.clear_cache()
-    before = compilations()
-    for call in calls:
-        run.complete(call)
-    assert engine.decode._cache_size() <= 5 * 4  # slots: 1, 2, … 16; rooms: 16, 32, 48, 64
-    assert engine.prefill._cache_size() <= 5 * 3  # rows: 1, or the slots; prompts: 16, 32, 64
-    assert compilations() - before <= 75
-    before = compilations()
-    for call in calls:
-        run.complete(call)
-    assert compilations() == before
-
-
-def test_nothing_waits_for_the_host_once_a_token(model, make, monkeypatch):
-    calls = []
-    decode = engine.decode
-    monkeypatch.setattr(
-        engine, "decode", lambda *args, **named: calls.append(1) or decode(*args, **named)
-    )
-    make(model, slots=5).complete(requests(Sampling(40, 0.0)))
-    assert len(calls) <= 2
-
-
-def test_a_free_slot_is_refilled_while_others_go_on(model, make, monkeypatch):
-    steps = []
-    decode = engine.decode
-
-    def counted(*args, **named):
-        result = decode(*args, **named)
-        steps.append(int(result[2].steps))
-        return result
-
-    monkeypatch.setattr(engine, "decode", counted)
-    lengths = [20, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
-    make(model, slots=2).complete([Request((5, n), Sampling(n, 0.0)) for n in lengths])
-    assert sum(steps) == 20  # in fixed pairs they would take 30
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_slots_that_nobody_needs_any_more_are_left_out(family, tiny_model, make, monkeypatch):
-    """Once an engine has stood half empty for long; it writes the same."""
-    model, sizes = tiny_model(family=family), []
-    lengths = [3, 30, 9, 2, 4, 17, 5, 2, 6, 3]
-    mixed = [
-        Request((7, number), Sampling(length, 1.2, 30), seed=number)
-        for number, length in enumerate(lengths)
-    ]
-    before = make(model, slots=8).complete(mixed)
-    monkeypatch.setattr(engine, "_WORTH_COMPILING", 8)
-    decode = engine.decode
-
-    def counted(*args, **named):
-        sizes.append(args[1].left.shape[0])
-        return decode(*args, **named)
-
-    monkeypatch.setattr(engine, "decode", counted)
-    run = make(model, slots=8)
-    run.complete(mixed)
-    sizes.clear()
-    assert [done.ids for done in run.complete(mixed)] == [done.ids for done in before]
-    assert sizes[0] == 8 and sizes[-1] == 1
-    assert sizes == sorted(sizes, reverse=True)
-
-
-def test_a_stream_gives_the_text_in_pieces(tiny_model, tiny_params):
-    model, tokenizer = tiny_model(vocab_size=273, tied=False), ByteTokenizer()
-    run = Engine(model, tiny_params(model), tokenizer, context=0)
-    request = Request(tuple(tokenizer.encode("ab")), Sampling(24, 1.0, stop=("~~",)), seed=3)
-    pieces = list(run.stream(request))
-    assert "".join(pieces) == run.complete([request])[0].text
-    assert len(pieces) > 3
 
 
 @pytest.fixture(scope="module")
@@ -400,8 +249,8 @@ def test_texts_continue_prompts_as_beginnings_of_documents(
     assert run.generate(["fox", "fox", "the dog"], hot, seed=1) != before
 
 
-def test_a_text_keeps_to_the_context_and_a_longer_prompt_is_refused(model, make):
-    run = make(model, context=8)
+def test_a_text_keeps_to_the_context_and_a_longer_prompt_is_refused(model, make_engine):
+    run = make_engine(model, context=8)
     done = run.complete([Request(PROMPTS[0], Sampling(40, 0.0))])[0]
     assert len(done.ids) == 4  # the last one is never read
     assert done.finish == "length"
@@ -431,22 +280,22 @@ def test_a_senseless_sampling_is_refused_by_the_name_of_its_field(field, value):
         Sampling(**{field: value})
 
 
-def test_ids_of_another_vocabulary_are_refused(model, make):
+def test_ids_of_another_vocabulary_are_refused(model, make_engine):
     for wrong in (50, -1):
         with pytest.raises(UserError, match=r"^prompt: has token ids outside .* of 50"):
-            make(model).complete([Request((1, wrong), GREEDY)])
+            make_engine(model).complete([Request((1, wrong), GREEDY)])
 
 
-def test_all_learned_positions_are_written_to_and_no_more(tiny_model, make, full):
+def test_all_learned_positions_are_written_to_and_no_more(tiny_model, make_engine, full):
     model = tiny_model(layers=1, positions="learned", max_positions=8)
-    done = make(model, context=8).complete([Request(PROMPTS[0], Sampling(40, 0.0))])[0]
+    done = make_engine(model, context=8).complete([Request(PROMPTS[0], Sampling(40, 0.0))])[0]
     assert len(done.ids) == 4
     assert done.ids[0] == full(model, PROMPTS[0])[-1].argmax()
 
 
-def test_a_prompt_that_is_a_prefix_sees_all_of_itself(tiny_model, tiny_params, make):
+def test_a_prompt_that_is_a_prefix_sees_all_of_itself(tiny_model, tiny_params, make_engine):
     model = tiny_model(layers=2)
-    done = make(model, prompt_is_prefix=True).complete(requests())
+    done = make_engine(model, prompt_is_prefix=True).complete(requests())
 
     @jax.jit
     def likeliest(tokens, prefix):
@@ -467,20 +316,20 @@ def test_a_prompt_that_is_a_prefix_sees_all_of_itself(tiny_model, tiny_params, m
         text[0, : length + len(found.ids)] = (*request.prompt, *found.ids)
         expected = np.asarray(likeliest(text, length))[0, length - 1 :][: len(found.ids)]
         np.testing.assert_array_equal(found.ids, expected)
-    assert [one.ids for one in done] != [one.ids for one in make(model).complete(requests())]
+    assert [one.ids for one in done] != [one.ids for one in make_engine(model).complete(requests())]
 
 
-def test_a_model_that_sees_both_ways_is_refused(tiny_model):
+def test_a_model_that_sees_both_ways_is_refused(tiny_model, numbers):
     with pytest.raises(UserError, match=r"config\.model\.causal=False.* cannot continue a text"):
-        Engine(tiny_model(causal=False), {}, Numbers(), context=0)
+        Engine(tiny_model(causal=False), {}, numbers, context=0)
 
 
-def test_a_mesh_of_devices_writes_the_same(model, make, tiny_params):
-    alone = make(model, slots=4).complete(requests())
+def test_a_mesh_of_devices_writes_the_same(model, make_engine, tiny_params, numbers):
+    alone = make_engine(model, slots=4).complete(requests())
     mesh = make_mesh(MeshConfig(data=2, tensor=2), jax.devices()[:4])
     params = jax.device_put(
         tiny_params(model), shardings(param_shapes(model), SHARDING_RULES, mesh)
     )
     with jax.set_mesh(mesh):
-        sharded = Engine(model, params, Numbers(), context=0, slots=4).complete(requests())
+        sharded = Engine(model, params, numbers, context=0, slots=4).complete(requests())
     assert [done.ids for done in sharded] == [done.ids for done in alone]
