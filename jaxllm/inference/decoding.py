@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxllm.models.config import TransformerConfig
-from jaxllm.models.kv_cache import Cache, copied, empty_cache
+from jaxllm.models.kv_cache import Cache, copied, empty_cache, for_loop, from_loop
 from jaxllm.models.transformer import Output, Transformer, output_head
 from jaxllm.objectives.objective import Params
 from jaxllm.ops.sampling import Limits, greedy, penalised, sample
@@ -146,7 +146,8 @@ def decode(
     """
     head = output_head(model, params)
     slots = slots._replace(left=jnp.where(going_on, slots.left, 0))
-    shape = (LONGEST_BURST, slots.left.shape[0])
+    count = slots.left.shape[0]
+    shape = (LONGEST_BURST, count)
     burst = Burst(jnp.full(shape, -1, jnp.int32), jnp.zeros(shape, jnp.float32), jnp.int32(0))
 
     def more(loop: tuple[Slots, Cache, Burst]) -> Bool[Array, ""]:
@@ -162,7 +163,7 @@ def decode(
             slots.token[:, None],
             slots.position[:, None],
             busy[:, None].astype(jnp.int32),
-            cache,
+            from_loop(cache, count),
         )
         scores = logits(hidden, head)[:, 0]
         token = _chosen(slots, scores)
@@ -173,12 +174,13 @@ def decode(
             burst.log_probs.at[burst.steps].set(log_prob),
             burst.steps + 1,
         )
-        return _advanced(slots, token, busy), cache, burst
+        return _advanced(slots, token, busy), for_loop(cache, count), burst
 
-    slots, cache, burst = jax.lax.while_loop(more, step, (slots, cache, burst))
+    begin = (slots, for_loop(cache, count), burst)
+    slots, cache, burst = jax.lax.while_loop(more, step, begin)
     # Every process reads all of it.
     everywhere = constrain(burst.tokens, None), constrain(burst.log_probs, None)
-    return slots, cache, Burst(*everywhere, burst.steps)
+    return slots, from_loop(cache, count), Burst(*everywhere, burst.steps)
 
 
 def _read(
