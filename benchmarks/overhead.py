@@ -36,6 +36,7 @@ STEPS = 100
 """Steps of the main job for each of its checkpoints, and ten log lines."""
 BLOCK = 30
 BATCH = 5
+"""Neighbouring differences that are taken together to tell how far the mean may be off."""
 NEVER = 10**9
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxllm.models.config import TransformerConfig
-from jaxllm.models.kv_cache import Cache, copied, empty_cache, for_loop, from_loop
+from jaxllm.models.kv_cache import Cache, copied, empty_cache, squeezed, unsqueezed
 from jaxllm.models.transformer import Output, Transformer, output_head
 from jaxllm.objectives.objective import Params
 from jaxllm.ops.sampling import Limits, greedy, penalised, sample
@@ -163,7 +163,7 @@ def decode(
             slots.token[:, None],
             slots.position[:, None],
             busy[:, None].astype(jnp.int32),
-            from_loop(cache, count),
+            unsqueezed(cache, count),
         )
         scores = logits(hidden, head)[:, 0]
         token = _chosen(slots, scores)
@@ -174,13 +174,13 @@ def decode(
             burst.log_probs.at[burst.steps].set(log_prob),
             burst.steps + 1,
         )
-        return _advanced(slots, token, busy), for_loop(cache, count), burst
+        return _advanced(slots, token, busy), squeezed(cache, count), burst
 
-    begin = (slots, for_loop(cache, count), burst)
+    begin = (slots, squeezed(cache, count), burst)
     slots, cache, burst = jax.lax.while_loop(more, step, begin)
     # Every process reads all of it.
     everywhere = constrain(burst.tokens, None), constrain(burst.log_probs, None)
-    return slots, from_loop(cache, count), Burst(*everywhere, burst.steps)
+    return slots, unsqueezed(cache, count), Burst(*everywhere, burst.steps)
 
 
 def _read(

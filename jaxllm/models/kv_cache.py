@@ -131,22 +131,20 @@ def copied(
     return jax.tree.map(leaf, into, other)
 
 
-def for_loop(cache: Cache, batch: int) -> Cache:
-    """A cache of `batch` rows as a loop hands it on: a single row, on a CPU, without its axis.
+def squeezed(cache: Cache, batch: int) -> Cache:
+    """A cache of `batch` rows as a loop is to hand it on: a single row, on a CPU, without its axis.
 
     With the axis XLA writes each token into two copies of the cache, one to be read without the
     axis and one to be handed on with it, and a step takes a seventh longer.
     """
-    if batch > 1 or not _on_one_cpu():
-        return cache
-    return jax.tree.map(lambda leaf: jnp.squeeze(leaf, -4), cache)
+    alone = batch == 1 and _on_one_cpu()
+    return jax.tree.map(lambda leaf: jnp.squeeze(leaf, -4), cache) if alone else cache
 
 
-def from_loop(cache: Cache, batch: int) -> Cache:
-    """The inverse of `for_loop`."""
-    if batch > 1 or not _on_one_cpu():
-        return cache
-    return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, -4), cache)
+def unsqueezed(cache: Cache, batch: int) -> Cache:
+    """The inverse of `squeezed`."""
+    alone = batch == 1 and _on_one_cpu()
+    return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, -4), cache) if alone else cache
 
 
 def _on_one_cpu() -> bool:

@@ -114,6 +114,16 @@ def test_long_prompts_are_read_in_chunks(make_engine, tiny_model, full, monkeypa
     assert [done.ids for done in in_chunks] == [done.ids for done in whole]
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_step_copies_no_cache(model, make_engine, count):
+    run = make_engine(model, slots=count)
+    slots, cache = run._empty([Request((1,), Sampling(4096))], count)
+    arguments = (run._params, slots, cache, np.ones(count, bool), np.int32(1), np.int32(0))
+    program = engine.decode.lower(*arguments, model=run._model).compile()
+    of_cache = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+    assert program.memory_analysis().temp_size_in_bytes < of_cache / 2
+
+
 def test_a_window_keeps_no_more_than_its_tokens(tiny_model):
     cache = jax.eval_shape(
         lambda: decoding.empty_cache(tiny_model(family="gemma3"), batch=2, length=64)
