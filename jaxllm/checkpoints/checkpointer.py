@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import math
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from jaxllm.checkpoints import orbax_output
 from jaxllm.checkpoints.checksums import damage, write_checksums
@@ -60,6 +60,20 @@ class CheckpointConfig:
             raise ValueError("every, keep: must be at least 1")
 
 
+class _SummedHandler(ocp.CompositeCheckpointHandler):
+    """Writes the checksums of a checkpoint before it is committed, beside the training, so that
+    there is none without them."""
+
+    def finalize(self, directory: epath.Path) -> None:
+        super().finalize(directory)
+        write_checksums(Path(directory))
+
+
+@ocp.args.register_with_handler(_SummedHandler, for_save=True, for_restore=True)
+class _Items(ocp.args.Composite):
+    """The items of a checkpoint by name; Orbax knows by its class which handler is meant."""
+
+
 class Checkpointer:
     """Saves and restores the checkpoints under one directory.
 
@@ -87,7 +101,6 @@ class Checkpointer:
         self._read_only = read_only
         self._warn = warn
         self._saving: int | None = None
-        self._summing: threading.Thread | None = None
         self._best: tuple[int, ...] = ()
         self._failures = 0
         self._retry_at = math.inf
@@ -103,7 +116,7 @@ class Checkpointer:
         )
         items = ocp.CompositeOptions(multiprocessing_options=everyone)
         self._orbax = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(composite_options=items),
+            _SummedHandler(composite_options=items),
             timeout_secs=_COMMIT_SECONDS,
             multiprocessing_options=everyone,
         )
@@ -131,7 +144,7 @@ class Checkpointer:
             self._saving = step
             self._orbax.save(
                 self._directory / str(step),
-                args=ocp.args.Composite(
+                args=_Items(
                     params=ocp.args.StandardSave(params),
                     progress=ocp.args.StandardSave(progress),
                 ),
@@ -148,10 +161,7 @@ class Checkpointer:
             committed = True
         if committed:
             self._saving, self._failures = None, 0
-            if self._summing is not None:
-                self._summing.join()
             self._drop_old()
-            self._start_checksums(step)
 
     def poll(self) -> None:
         """Looks how the save under way fares, without waiting for it; to be called often.
@@ -216,7 +226,7 @@ class Checkpointer:
         Returns:
             step, params, progress.
         """
-        args = ocp.args.Composite(
+        args = _Items(
             params=ocp.args.StandardRestore(params),
             progress=ocp.args.StandardRestore(progress),
         )
@@ -228,7 +238,7 @@ class Checkpointer:
 
     def restore_params(self, params: Any) -> tuple[int, Any] | None:
         """The parameters alone of the newest checkpoint that can be read, or None."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(params))
+        args = _Items(params=ocp.args.StandardRestore(params))
         found = self._newest_readable(args)
         return None if found is None else (found[0], found[1]["params"])
 
@@ -322,8 +332,6 @@ class Checkpointer:
         if self._saving is not None and several():
             return
         self.wait()
-        if self._summing is not None:
-            self._summing.join()
         self._orbax.close()
 
     @contextmanager
@@ -348,22 +356,9 @@ class Checkpointer:
                 for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
                     shutil.rmtree(path, ignore_errors=True)
 
-    def _start_checksums(self, step: int) -> None:
-        """Writes the checksums of a new checkpoint, or this process's share of them, beside the
-        training."""
-
-        def write() -> None:
-            try:
-                write_checksums(self._directory / str(step), *self._part)
-            except OSError as error:
-                self._warn(f"checkpoint {step} has no checksums ({_reason(error)})")
-
-        self._summing = threading.Thread(target=write, name="checksums", daemon=True)
-        self._summing.start()
-
     @property
     def _part(self) -> tuple[int, int]:
-        """Which part of a checkpoint's checksums are this process's, of how many."""
+        """Which part of a checkpoint's files this process checks, of how many."""
         return jax.process_index(), jax.process_count()
 
     def _drop_old(self) -> None:

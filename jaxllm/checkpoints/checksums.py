@@ -7,26 +7,26 @@ numbers can be changed without their seeing it.
 import json
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jaxllm.files import write_json
 
+_RECORD = "checksums.json"
 _PIECE = 16 * 2**20
+_FILES_AT_ONCE = 8
 
 
-def write_checksums(checkpoint: Path, part: int = 0, parts: int = 1) -> None:
-    """Writes `checksums.PART.json` into a checkpoint: size and CRC-32 of each of its files, or of
-    those of one of several parts, each of which is for another process to write.
+def write_checksums(checkpoint: Path) -> None:
+    """Writes `checksums.json` into a checkpoint: size and CRC-32 of each of its files.
 
     Raises:
         OSError: a file cannot be read, or there is no room.
     """
-    files = {
-        name: _checksum(checkpoint / name)
-        for name in _names(checkpoint)
-        if _part_of(name, parts) == part
-    }
-    write_json(checkpoint / f"checksums.{part}.json", files)
+    names = list(_names(checkpoint))
+    with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="checksums") as threads:
+        sums = threads.map(lambda name: _checksum(checkpoint / name), names)
+        write_json(checkpoint / _RECORD, dict(zip(names, sums, strict=True)))
 
 
 def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> str:
@@ -36,21 +36,23 @@ def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> str:
     Raises:
         OSError: a file that is there cannot be read.
     """
-    for record in sorted(checkpoint.glob("checksums.*.json")):
-        try:
-            files = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError:
-            return f"{record.name} cannot be read"
-        for name, recorded in files.items():
-            if _part_of(name, parts) != part:
-                continue
-            path = checkpoint / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != recorded[0]:
-                return f"{name} has {path.stat().st_size:,} bytes, and had {recorded[0]:,}"
-            if _checksum(path) != recorded:
-                return f"{name} has changed since it was written"
+    record = checkpoint / _RECORD
+    if not record.exists():
+        return ""
+    try:
+        files = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{record.name} cannot be read"
+    for name, recorded in files.items():
+        if zlib.crc32(name.encode()) % parts != part:
+            continue
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != recorded[0]:
+            return f"{name} has {path.stat().st_size:,} bytes, and had {recorded[0]:,}"
+        if _checksum(path) != recorded:
+            return f"{name} has changed since it was written"
     return ""
 
 
@@ -60,10 +62,6 @@ def _names(checkpoint: Path) -> Iterator[str]:
         for path in sorted(item.rglob("*")):
             if path.is_file():
                 yield path.relative_to(checkpoint).as_posix()
-
-
-def _part_of(name: str, parts: int) -> int:
-    return zlib.crc32(name.encode()) % parts
 
 
 def _checksum(path: Path) -> list[int]:

@@ -29,11 +29,10 @@ class StepCheckpointer(Checkpointer):
         self.save(step, self.params(step), self.progress(step))
 
     def save_steps(self, *steps):
-        """Saves one after the other, down to the checksums."""
+        """Saves one after the other, and waits."""
         for step in steps:
             self.begin_step(step)
         self.wait()
-        self._summing.join()
 
     def restored_step(self):
         """The step that is restored, all of it as it was saved; None if there is none."""
