@@ -31,6 +31,7 @@ STAGES = {
     "tokenizer": ("jaxllm.stages.tokenizer", "TrainTokenizerConfig"),
     "prepare": ("jaxllm.stages.prepare", "PrepareConfig"),
     "pretrain": ("jaxllm.stages.pretrain", "PretrainConfig"),
+    "sft": ("jaxllm.stages.sft", "SftConfig"),
     "generate": ("jaxllm.stages.generate", "GenerateConfig"),
     "chat": ("jaxllm.stages.chat", "ChatConfig"),
     "evaluate": ("jaxllm.stages.evaluate", "EvaluateConfig"),

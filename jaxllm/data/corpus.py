@@ -4,7 +4,8 @@ Under the store's folder lie, each under the fingerprint of all that it depends 
 
     DOCUMENTS/documents.json      counts from reading and cleaning the sources
     DOCUMENTS/sides.npy           which documents are trained on, held out, or left out
-    DOCUMENTS/TOKENIZER/          token stores: train_00, train_01, … (one a source), and eval
+    DOCUMENTS/TOKENIZER/          token stores: train_00, train_01, … (one a source), and eval;
+                                  TOKENIZER is the encoder's fingerprint, where there is one
 """
 
 import dataclasses
@@ -12,8 +13,10 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from jaxllm.data.config import DataConfig
+from jaxllm.data.documents import Reader, TextReader
 from jaxllm.data.mixture import Entry, parse_entries
 from jaxllm.data.selection import (
     EVAL,
@@ -26,7 +29,7 @@ from jaxllm.data.selection import (
     train_store,
 )
 from jaxllm.data.split import HELD_OUT, TRAIN
-from jaxllm.data.store import FORMAT_VERSION, TokenStore, write_stores
+from jaxllm.data.store import FORMAT_VERSION, Encoder, TokenStore, write_stores
 from jaxllm.errors import UserError
 from jaxllm.files import locked, write_json
 from jaxllm.tokenizers.config import TokenizerConfig
@@ -35,6 +38,33 @@ from jaxllm.tokenizers.trainers import TRAINERS_VERSION
 from jaxllm.tokenizers.training import train_tokenizer
 
 _TRAINED_FROM_FILE = "trained_from.json"
+
+
+@runtime_checkable
+class DocumentKind(Protocol):
+    """What is read of records, and how it becomes tokens: what a stage asks of its data."""
+
+    @property
+    def reader(self) -> Reader:
+        """What a record is read as."""
+        ...
+
+    def encoder(self, tokenizer: Tokenizer, seq_len: int) -> Encoder | None:
+        """What makes tokens of a document for rows of `seq_len` places; None: see `write_stores`.
+
+        Raises:
+            UserError: it cannot be done with this tokenizer.
+        """
+        ...
+
+
+class WholeTexts:
+    """Texts, all of whose tokens are learnt."""
+
+    reader = TextReader()
+
+    def encoder(self, tokenizer: Tokenizer, seq_len: int) -> None:
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +78,13 @@ class Corpus:
     """The training text of each."""
     eval: TokenStore
     split: SplitDocuments
+    encoder: Encoder | None = None
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """What a run must find again when it is resumed."""
-        return {"text": self.split.fingerprint, "tokenizer": self.tokenizer.fingerprint}
+        found = {"text": self.split.fingerprint, "tokenizer": self.tokenizer.fingerprint}
+        return found | ({"layout": self.encoder.fingerprint} if self.encoder else {})
 
     def train_texts(self) -> Iterator[str]:
         """The training texts in the order of the sources, read again."""
@@ -69,6 +101,7 @@ def prepare_corpus(
     work_dir: Path,
     report: Report = lambda phase, done, total: None,
     expected: Mapping[str, str] | None = None,
+    kind: DocumentKind = WholeTexts(),  # noqa: B008
 ) -> Corpus:
     """Reads, cleans and splits the sources, trains or loads the tokenizer, and tokenises.
 
@@ -83,6 +116,7 @@ def prepare_corpus(
         report: told of progress.
         expected: the `Corpus.fingerprints` that a run began with; nothing is written before the
             text has been found to be the same.
+        kind: of documents.
 
     Raises:
         UserError: a source, the tokenizer's path or the vocabulary's size is wrong; there is no
@@ -90,20 +124,25 @@ def prepare_corpus(
     """
     stores = stores_folder(data, work_dir)
     with locked(stores):
-        split = split_documents(data, stores, work_dir, report)
+        split = split_documents(data, stores, work_dir, report, kind.reader)
         check_expected(expected, "text", split.fingerprint)
         trained = prepare_tokenizer(tokenizer, split, work_dir, report)
         check_expected(expected, "tokenizer", trained.fingerprint)
-        opened = _stores(data, split, trained, stores, report)
+        encoder = kind.encoder(trained, data.seq_len)
+        if encoder:
+            check_expected(expected, "layout", encoder.fingerprint)
+        opened = _stores(data, split, trained, encoder, stores, report)
     entries = tuple(parse_entries(data.train, "data.train"))
     train = tuple(opened[train_store(number)] for number in range(len(entries)))
     for entry, store in zip(entries, train, strict=True):
         if not store.num_documents:
+            dropped = f", or too long for config.data.seq_len ({store.dropped:,})"
             raise UserError(
                 f"config.data.train: {entry.name}: none of its text is left to train on; all of "
-                "it is held out, or was left out by config.data.cleaning. Leave the source out."
+                "it is held out, or was left out by config.data.cleaning"
+                f"{dropped if store.dropped else ''}. Leave the source out."
             )
-    return Corpus(trained, entries, train, opened[EVAL], split)
+    return Corpus(trained, entries, train, opened[EVAL], split, encoder)
 
 
 def check_expected(expected: Mapping[str, str] | None, name: str, fingerprint: str) -> None:
@@ -124,6 +163,7 @@ def prepare_text(
     tokenizer: Tokenizer,
     work_dir: Path,
     report: Report = lambda phase, done, total: None,
+    kind: DocumentKind = WholeTexts(),  # noqa: B008
 ) -> tuple[TokenStore, SplitDocuments]:
     """The text of `data.eval` alone, tokenised: to measure a model that is already there.
 
@@ -134,8 +174,9 @@ def prepare_text(
     """
     stores = stores_folder(data, work_dir)
     with locked(stores):
-        split = held_out_documents(data, stores, work_dir, report)
-        return _stores(data, split, tokenizer, stores, report)[EVAL], split
+        split = held_out_documents(data, stores, work_dir, report, kind.reader)
+        encoder = kind.encoder(tokenizer, data.seq_len)
+        return _stores(data, split, tokenizer, encoder, stores, report)[EVAL], split
 
 
 def stores_folder(data: DataConfig, work_dir: Path) -> Path:
@@ -174,13 +215,19 @@ def prepare_tokenizer(
 
 
 def _stores(
-    data: DataConfig, split: SplitDocuments, tokenizer: Tokenizer, stores: Path, report: Report
+    data: DataConfig,
+    split: SplitDocuments,
+    tokenizer: Tokenizer,
+    encoder: Encoder | None,
+    stores: Path,
+    report: Report,
 ) -> dict[str, TokenStore]:
     """The token stores of a split, opened or made."""
     training = len(split.sources) - split.held_out_sources
     names = [EVAL, *(train_store(number) for number in range(training))]
-    folder = stores / split.fingerprint / tokenizer.fingerprint
-    fingerprint = fingerprint_of(split.fingerprint, tokenizer.fingerprint, FORMAT_VERSION)
+    encoding = (encoder or tokenizer).fingerprint
+    folder = stores / split.fingerprint / encoding
+    fingerprint = fingerprint_of(split.fingerprint, encoding, FORMAT_VERSION)
     texts = (
         (split.store_of(document, side), document.text) for document, side in split.documents()
     )
@@ -197,7 +244,14 @@ def _stores(
         report("tokenise", done, total)
 
     made = write_stores(
-        folder, names, texts, tokenizer, fingerprint, progress=progress, workers=data.workers
+        folder,
+        names,
+        texts,
+        tokenizer,
+        fingerprint,
+        encoder=encoder,
+        progress=progress,
+        workers=data.workers,
     )
     report("tokenise", done, done)
     return made

@@ -1,4 +1,4 @@
-"""Text documents from records: fields checked, spans divided, text cleaned, bad lines set aside."""
+"""Documents from records: fields checked, spans divided, text cleaned, bad lines set aside."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxllm.data.cleaning import Cleaner
 from jaxllm.data.records import BadLine, Record, Source
@@ -34,6 +34,55 @@ class Document(NamedTuple):
         """A document whose group, if none is given, is shared with copies of its text alone."""
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         return cls(text, group or digest.hex(), digest, source)
+
+
+class Passage(NamedTuple):
+    """What a reader makes of a record, or of a part of it: the text of a document."""
+
+    text: str
+    group: str = ""
+    """See `Document`; empty: it is shared with copies of the text alone."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """How a record becomes documents."""
+
+    @property
+    def name(self) -> str:
+        """Tells it from readers that would read the same records otherwise."""
+        ...
+
+    def __call__(self, record: Record, marked: bool, clean: Cleaner) -> list[Passage]:
+        """The passages of a record, cleaned; none where cleaning has left nothing.
+
+        Args:
+            record: what was read.
+            marked: whether `<s>` and `</s>` in a text mark documents.
+            clean: what is done to each text.
+
+        Raises:
+            ValueError: the record cannot be used; the message says why.
+        """
+        ...
+
+
+class TextReader:
+    """Reads the field `text`: what is pretrained on."""
+
+    name = "text"
+
+    def __call__(self, record: Record, marked: bool, clean: Cleaner) -> list[Passage]:
+        return text_passages(record, marked, clean)
+
+
+def text_passages(record: Record, marked: bool, clean: Cleaner) -> list[Passage]:
+    """The documents in the field `text` of a record; see `Reader`."""
+    text = _text_field(record.fields)
+    texts = [text for text in (_spans(text) if marked else [text]) if text.strip()]
+    if not texts:
+        raise ValueError("empty text")
+    return [Passage(text, record.group) for text in map(clean, texts) if text]
 
 
 def split_spans(text: str) -> list[str]:
@@ -91,6 +140,7 @@ def read_documents(
     cleaner: Cleaner,
     max_bad_fraction: float = 1.0,
     rejected: RejectedLines | None = None,
+    reader: Reader = TextReader(),  # noqa: B008
 ) -> Iterator[Document]:
     """The documents of all sources, in order, each cleaned.
 
@@ -100,6 +150,7 @@ def read_documents(
         max_bad_fraction: the share of bad lines that a source may have; judged at its end, and
             while reading as soon as there are lines enough to judge by.
         rejected: where bad lines go; None passes over them, for text that was read before.
+        reader: what a record is read as.
 
     Raises:
         UserError: a source has too many bad lines, or cannot be read.
@@ -109,15 +160,13 @@ def read_documents(
         first = None
         for record in source.records():
             lines += 1
-            texts = _texts(record, source.marked)
-            if not isinstance(texts, BadLine):
-                cleaned = (cleaner(text) for text in texts)
-                group = record.group if isinstance(record, Record) else ""
-                yield from (Document.of(text, group, number) for text in cleaned if text)
+            passages = _passages(reader, record, source.marked, cleaner)
+            if not isinstance(passages, BadLine):
+                yield from (Document.of(text, group, number) for text, group in passages)
             elif rejected is not None:
                 bad += 1
-                first = first or texts
-                rejected.add(texts)
+                first = first or passages
+                rejected.add(passages)
                 if lines >= _LINES_BEFORE_JUDGING and bad > _HOPELESS * max_bad_fraction * lines:
                     break
         if rejected is not None and first is not None and bad > max_bad_fraction * lines:
@@ -128,17 +177,16 @@ def read_documents(
             )
 
 
-def _texts(record: Record | BadLine, marked: bool) -> list[str] | BadLine:
-    """The texts of a record, none of them empty, or why it has none."""
+def _passages(
+    reader: Reader, record: Record | BadLine, marked: bool, cleaner: Cleaner
+) -> list[Passage] | BadLine:
+    """What is read of a record, or why it cannot be used."""
     if isinstance(record, BadLine):
         return record
     try:
-        text = _text_field(record.fields)
-        texts = _spans(text) if marked else [text]
+        return reader(record, marked, cleaner)
     except ValueError as error:
         return BadLine(record.file, record.line, str(error))
-    texts = [text for text in texts if text.strip()]
-    return texts or BadLine(record.file, record.line, "empty text")
 
 
 def _text_field(fields: Mapping[str, Any]) -> str:

@@ -49,6 +49,7 @@ def packed_rows(
         document_mask: False makes a row one segment, with positions running through it.
     """
     if packing == "concat":
+        assert not store.masked, "examples are not cut"
         return PackedRows(store, seq_len, document_mask)
     folder = store.path / f"{packing}_{seq_len}"
     planned = _planned_rows(store, folder, seq_len, document_mask)
@@ -65,9 +66,9 @@ class PlannedRows(ShardedRows):
     """Rows of whole pieces of documents, as a plan says; row `i` is `rows[i]`.
 
     The arrays are those of `rows.PackedRows`. A piece of n targets takes n places: its tokens but
-    the last are inputs, and all but the first are targets with weight 1, so the token that closes
-    a document takes no place. Over all rows every token of the store but the first of each
-    document is a target exactly once.
+    the last are inputs, and all but the first are targets, so the token that closes a document
+    takes no place. Over all rows every token of the store but the first of each document is a
+    target exactly once. Its weight is 1, but 0 where a masked store says that it is not trained.
     """
 
     def __init__(
@@ -75,6 +76,10 @@ class PlannedRows(ShardedRows):
     ) -> None:
         """Opens the shards of `store` and the plan in `folder`."""
         self._document_mask = document_mask
+        self._trained = [
+            store.trained(number).view(np.ndarray) if store.masked else None
+            for number in range(len(store.shards))
+        ]
         self._shards: list[tuple[Tokens, Pieces, Bounds]] = [
             (
                 # Plain views of the memory maps: slicing a `memmap` costs more than a row.
@@ -102,7 +107,8 @@ class PlannedRows(ShardedRows):
         row = empty_row(self.seq_len)
         row["tokens"][:size] = tokens[places]
         row["targets"][:size] = tokens[places + 1]
-        row["loss_weights"][:size] = 1
+        trained = self._trained[shard]
+        row["loss_weights"][:size] = 1 if trained is None else trained[places + 1]
         if self._document_mask:
             row["segment_ids"][:size] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
             row["positions"][:size] = within

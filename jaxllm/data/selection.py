@@ -14,7 +14,13 @@ from jaxtyping import UInt32
 
 from jaxllm.data.cleaning import CLEANING_VERSION, Cleaner, CleaningConfig
 from jaxllm.data.config import DataConfig
-from jaxllm.data.documents import Document, RejectedLines, read_documents
+from jaxllm.data.documents import (
+    Document,
+    Reader,
+    RejectedLines,
+    TextReader,
+    read_documents,
+)
 from jaxllm.data.mixture import parse_entries
 from jaxllm.data.records import Source
 from jaxllm.data.sources import make_source
@@ -66,6 +72,8 @@ class SplitDocuments:
     bad_lines: int
     cleaned: dict[str, int]
     """Texts that each step of cleaning has changed or left out; steps that met none are absent."""
+    reader: Reader
+    """What records are read as."""
 
     def documents(self) -> Iterator[tuple[Document, int]]:
         """Every document that is kept, with its side, read from the sources again.
@@ -74,7 +82,7 @@ class SplitDocuments:
             UserError: a source does not hold the documents any more that were divided.
         """
         kept = int(np.flatnonzero(self.sides != DROPPED)[-1]) + 1  # stop reading after the last
-        documents = read_documents(self.sources, Cleaner(self.cleaning))
+        documents = read_documents(self.sources, Cleaner(self.cleaning), reader=self.reader)
         known = zip(self.sides[:kept].tolist(), self.digests[:kept].tolist(), strict=True)
         for side, digest in known:
             document = next(documents, None)
@@ -108,7 +116,11 @@ def train_store(source: int) -> str:
 
 
 def split_documents(
-    data: DataConfig, stores: Path, work_dir: Path, report: Report
+    data: DataConfig,
+    stores: Path,
+    work_dir: Path,
+    report: Report,
+    reader: Reader = TextReader(),  # noqa: B008
 ) -> SplitDocuments:
     """The split made before from the same sources and options, or a new one.
 
@@ -119,7 +131,7 @@ def split_documents(
     train = parse_sources(data.train, "data.train", data.parse_special_tokens)
     evaluation = parse_sources(data.eval, "data.eval", data.parse_special_tokens)
     fraction = None if evaluation else data.eval_fraction
-    split = _selected(data, train, evaluation, [fraction], stores, work_dir, report)
+    split = _selected(data, train, evaluation, [fraction], stores, work_dir, report, reader)
     if not split.train_bytes:
         raise UserError(
             f"config.data.train: nothing of {data.train} is left to train on; all of it is held "
@@ -129,7 +141,11 @@ def split_documents(
 
 
 def held_out_documents(
-    data: DataConfig, stores: Path, work_dir: Path, report: Report
+    data: DataConfig,
+    stores: Path,
+    work_dir: Path,
+    report: Report,
+    reader: Reader = TextReader(),  # noqa: B008
 ) -> SplitDocuments:
     """The documents of `data.eval` alone, all of them held out, read now or before.
 
@@ -137,7 +153,7 @@ def held_out_documents(
         UserError: a source is wrong, there is no text, or too many lines are bad.
     """
     evaluation = parse_sources(data.eval, "data.eval", data.parse_special_tokens)
-    return _selected(data, [], evaluation, [], stores, work_dir, report)
+    return _selected(data, [], evaluation, [], stores, work_dir, report, reader)
 
 
 def _selected(
@@ -148,6 +164,7 @@ def _selected(
     stores: Path,
     work_dir: Path,
     report: Report,
+    reader: Reader,
 ) -> SplitDocuments:
     """What is remembered of the documents of these sources; else they are read now.
 
@@ -158,6 +175,7 @@ def _selected(
         [(source.name, source.fingerprint(), source.marked) for source in evaluation],
         (options, data.max_bad_fraction, dataclasses.asdict(data.cleaning)),
         (SPLIT_VERSION, CLEANING_VERSION),
+        reader.name,
     )
     folder = stores / fingerprint
     sources = (*evaluation, *train)
@@ -165,7 +183,14 @@ def _selected(
         counts = json.loads((folder / _DOCUMENTS_FILE).read_text())
         sides, digests = np.load(folder / _SIDES_FILE), np.load(folder / _DIGESTS_FILE)
         split = SplitDocuments(
-            fingerprint, sources, len(evaluation), data.cleaning, sides, digests, **counts
+            fingerprint,
+            sources,
+            len(evaluation),
+            data.cleaning,
+            sides,
+            digests,
+            reader=reader,
+            **counts,
         )
         if (folder / REJECTED_FILE).exists() and not (work_dir / REJECTED_FILE).exists():
             work_dir.mkdir(parents=True, exist_ok=True)
@@ -175,15 +200,15 @@ def _selected(
         pass
     with RejectedLines(work_dir / REJECTED_FILE) as rejected:
         meter = Meter("read", 0, report)
-        reader = _Reader(data, rejected, meter)
-        sides = reader.sides(train, evaluation)
+        reading = _Reading(data, rejected, meter, reader)
+        sides = reading.sides(train, evaluation)
         meter.finish()
-    sizes, digests = np.array(reader.sizes, np.int64), np.array(reader.digests, np.uint32)
+    sizes, digests = np.array(reading.sizes, np.int64), np.array(reading.digests, np.uint32)
     counts = {
         "train_bytes": int(sizes[sides == TRAIN].sum()),
         "eval_bytes": int(sizes[sides == HELD_OUT].sum()),
         "bad_lines": rejected.bad,
-        "cleaned": dict(reader.cleaner.counts),
+        "cleaned": dict(reading.cleaner.counts),
     }
     folder.mkdir(parents=True, exist_ok=True)
     if rejected.bad:
@@ -192,18 +217,25 @@ def _selected(
     np.save(folder / _DIGESTS_FILE, digests)
     write_json(folder / _DOCUMENTS_FILE, counts)  # last: it says that the rest is whole
     return SplitDocuments(
-        fingerprint, sources, len(evaluation), data.cleaning, sides, digests, **counts
+        fingerprint,
+        sources,
+        len(evaluation),
+        data.cleaning,
+        sides,
+        digests,
+        reader=reader,
+        **counts,
     )
 
 
-class _Reader:
+class _Reading:
     """Reads sources for the first time, and keeps size and digest of each document."""
 
-    def __init__(self, data: DataConfig, rejected: RejectedLines, meter: "Meter"):
+    def __init__(self, data: DataConfig, rejected: RejectedLines, meter: "Meter", reader: Reader):
         self.cleaner = Cleaner(data.cleaning)
         self.sizes = array.array("q")
         self.digests = array.array("L")
-        self._data, self._rejected, self._meter = data, rejected, meter
+        self._data, self._rejected, self._meter, self._reader = data, rejected, meter, reader
 
     def sides(self, train: list[Source], evaluation: list[Source]) -> Sides:
         """The side of each document, held-out sources first."""
@@ -219,7 +251,7 @@ class _Reader:
 
     def _documents(self, sources: list[Source], field: str, names: str) -> Iterator[Document]:
         before, limit = len(self.sizes), self._data.max_bad_fraction
-        for document in read_documents(sources, self.cleaner, limit, self._rejected):
+        for document in read_documents(sources, self.cleaner, limit, self._rejected, self._reader):
             self.sizes.append(len(document.text.encode()))
             self.digests.append(_short_digest(document))
             self._meter.add(self.sizes[-1])

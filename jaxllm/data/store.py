@@ -4,23 +4,25 @@ A store is a folder:
 
     tokens_00000.npy    uint16 (vocabulary up to 65,536) or uint32: documents end to end
     offsets_00000.npy   int64: where each document starts in the shard, and the shard's length
+    trained_00000.npy   bool, only where not all is learnt: which tokens a model is to predict
     manifest.json       format version, fingerprint, vocabulary, dtype, and each shard's counts
 
-A document is `bos`, its tokens, `eos`. Shards end at a document.
+A document of text is `bos`, its tokens, `eos`. Shards end at a document.
 """
 
 import array
 import dataclasses
+import functools
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64, UInt16, UInt32
+from jaxtyping import Bool, Int64, UInt16, UInt32
 
 from jaxllm.errors import UserError
 from jaxllm.tokenizers.tokenizer import Tokenizer
@@ -32,6 +34,36 @@ _BATCH_BYTES = 4 << 20  # of text, tokenised at once: enough to keep all cores b
 
 Tokens = UInt16[np.ndarray, " tokens"] | UInt32[np.ndarray, " tokens"]
 Offsets = Int64[np.ndarray, " documents_and_end"]
+Trained = Bool[np.ndarray, " tokens"]
+
+
+class Encoded(NamedTuple):
+    """A document as tokens."""
+
+    ids: Sequence[int]
+    trained: Sequence[bool] | None = None
+    """Which of them are to be predicted; None: all but the first."""
+    truncated: bool = False
+    """Whether its end, or that of a part of it, was cut off."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Makes documents into tokens of which not all are learnt."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides what it gives."""
+        ...
+
+    def __call__(self, texts: Sequence[str], workers: int) -> list[Encoded | None]:
+        """Each document as tokens; None if there is nothing in it to learn.
+
+        Args:
+            texts: documents as their reader gave them.
+            workers: cores to use at most; 0: all.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +85,19 @@ class TokenStore:
     vocab_size: int
     dtype: str
     shards: tuple[ShardCounts, ...]
+    masked: bool = False
+    """Whether it says of each token if it is to be predicted; else all but `bos` are."""
+    trained_tokens: int = -1
+    """Tokens to be predicted, where it says so."""
+    truncated: int = 0
+    """Documents whose end was cut off."""
+    dropped: int = 0
+    """Documents that are not there, having nothing to be learnt."""
+
+    @property
+    def num_predicted(self) -> int:
+        """Tokens that a model has to predict."""
+        return self.trained_tokens if self.masked else self.num_tokens - self.num_documents
 
     @property
     def num_tokens(self) -> int:
@@ -76,6 +121,10 @@ class TokenStore:
     def offsets(self, shard: int) -> Offsets:
         """Memory map of where a shard's documents start, and of its length."""
         return np.load(self.path / f"offsets_{shard:05d}.npy", mmap_mode="r")
+
+    def trained(self, shard: int) -> Trained:
+        """Memory map of which tokens of a shard are to be predicted; of a masked store."""
+        return np.load(self.path / f"trained_{shard:05d}.npy", mmap_mode="r")
 
     @classmethod
     def open(cls, path: str | Path) -> "TokenStore":
@@ -108,6 +157,8 @@ class TokenStore:
                 raise ValueError(f"shard {number} is not of the length that the manifest says")
             if tokens.dtype != self.dtype:
                 raise ValueError(f"shard {number} holds {tokens.dtype}, not {self.dtype}")
+            if self.masked and len(self.trained(number)) != counts.tokens:
+                raise ValueError(f"shard {number} does not say of each token if it is trained")
 
 
 def write_stores(
@@ -117,6 +168,7 @@ def write_stores(
     tokenizer: Tokenizer,
     fingerprint: str,
     *,
+    encoder: Encoder | None = None,
     progress: Callable[[int], None] = lambda bytes_done: None,
     tokens_per_shard: int = TOKENS_PER_SHARD,
     workers: int = 0,
@@ -133,6 +185,8 @@ def write_stores(
         texts: (name of the store, document), read once, as a stream.
         tokenizer: gives the ids, and `bos` and `eos` around each document.
         fingerprint: kept in the manifests, to tell whether a store is the one that is wanted.
+        encoder: makes tokens of the documents, and says which are to be predicted; None: they are
+            texts, with `bos` and `eos` around them, of which all is.
         progress: called now and then with the UTF-8 bytes done so far.
         tokens_per_shard: a shard is closed by the document that brings it to this size.
         workers: threads that tokenise; 0: as many as there are cores.
@@ -141,11 +195,15 @@ def write_stores(
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    writers = {name: _ShardWriter(unfinished / name, dtype, tokens_per_shard) for name in names}
+    masked = encoder is not None
+    writers = {
+        name: _ShardWriter(unfinished / name, dtype, tokens_per_shard, masked) for name in names
+    }
+    encode = encoder or functools.partial(_whole_texts, tokenizer)
     bytes_done = 0
-    for batch, encoded in _encoded(_batches(texts), tokenizer, workers):
-        for (name, _, size), ids in zip(batch, encoded, strict=True):
-            writers[name].add(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype), size)
+    for batch, encoded in _encoded(_batches(texts), encode, workers):
+        for (name, _, size), document in zip(batch, encoded, strict=True):
+            writers[name].add(document, size)
             bytes_done += size
         progress(bytes_done)
     for writer in writers.values():
@@ -174,15 +232,22 @@ def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[_Batch]:
         yield batch
 
 
+def _whole_texts(tokenizer: Tokenizer, texts: Sequence[str], workers: int) -> list[Encoded | None]:
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    return [Encoded([bos, *ids, eos]) for ids in tokenizer.encode_batch(texts, workers=workers)]
+
+
 def _encoded(
-    batches: Iterable[_Batch], tokenizer: Tokenizer, workers: int
-) -> Iterator[tuple[_Batch, list[list[int]]]]:
+    batches: Iterable[_Batch],
+    encode: Callable[[Sequence[str], int], list[Encoded | None]],
+    workers: int,
+) -> Iterator[tuple[_Batch, list[Encoded | None]]]:
     """Each batch with its ids; the next is read while one is tokenised."""
     with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as thread:
-        pending: tuple[_Batch, Future[list[list[int]]]] | None = None
+        pending: tuple[_Batch, Future[list[Encoded | None]]] | None = None
         for batch in batches:
             texts = [text for _, text, _ in batch]
-            begun = batch, thread.submit(tokenizer.encode_batch, texts, workers=workers)
+            begun = batch, thread.submit(encode, texts, workers)
             if pending is not None:
                 yield pending[0], pending[1].result()
             pending = begun
@@ -196,51 +261,73 @@ class _ShardWriter:
     Tokens are on disk as soon as they are added; kept are the places of documents, 8 bytes each.
     """
 
-    def __init__(self, directory: Path, dtype: np.dtype, tokens_per_shard: int):
+    def __init__(self, directory: Path, dtype: np.dtype, tokens_per_shard: int, masked: bool):
         directory.mkdir(parents=True)
         self._shards: list[ShardCounts] = []
         self._directory = directory
-        self._dtype = dtype
+        self._dtypes = {"tokens": dtype} | ({"trained": np.dtype(bool)} if masked else {})
         self._tokens_per_shard = tokens_per_shard
-        self._file: IO[bytes] | None = None
+        self._files: dict[str, IO[bytes]] = {}
         self._offsets = array.array("q", [0])
         self._bytes = 0
+        self._trained = self._truncated = self._dropped = 0
 
-    def add(self, document: Tokens, num_bytes: int) -> None:
-        if self._file is None:
-            self._file = (self._directory / f"tokens_{len(self._shards):05d}.npy").open("w+b")
-            self._write_header(self._file, 0)
-        self._file.write(document.tobytes())
-        self._offsets.append(self._offsets[-1] + len(document))
+    def add(self, document: Encoded | None, num_bytes: int) -> None:
+        if document is None:
+            self._dropped += 1
+            return
+        if not self._files:
+            for name, dtype in self._dtypes.items():
+                path = self._directory / f"{name}_{len(self._shards):05d}.npy"
+                self._files[name] = path.open("w+b")
+                self._write_header(self._files[name], dtype, 0)
+        self._truncated += document.truncated
+        size = len(document.ids)
+        self._files["tokens"].write(np.array(document.ids, self._dtypes["tokens"]).tobytes())
+        if "trained" in self._dtypes:
+            trained = (
+                [False] + [True] * (size - 1) if document.trained is None else document.trained
+            )
+            self._trained += sum(trained[1:])  # nothing comes before the first, to predict it from
+            self._files["trained"].write(np.array(trained, bool).tobytes())
+        self._offsets.append(self._offsets[-1] + size)
         self._bytes += num_bytes
         if self._offsets[-1] >= self._tokens_per_shard:
-            self._finish_shard(self._file)
+            self._finish_shard()
 
     def finish(self, fingerprint: str, vocab_size: int) -> None:
         """Finishes the shard under way, and writes last the manifest, which says all is there."""
-        if self._file is not None:
-            self._finish_shard(self._file)
+        if self._files:
+            self._finish_shard()
         manifest = {
             "format_version": FORMAT_VERSION,
             "fingerprint": fingerprint,
             "vocab_size": vocab_size,
-            "dtype": self._dtype.name,
+            "dtype": self._dtypes["tokens"].name,
             "shards": [dataclasses.asdict(counts) for counts in self._shards],
         }
+        if "trained" in self._dtypes:
+            manifest |= {
+                "masked": True,
+                "trained_tokens": self._trained,
+                "truncated": self._truncated,
+                "dropped": self._dropped,
+            }
         (self._directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
-    def _finish_shard(self, file: IO[bytes]) -> None:
+    def _finish_shard(self) -> None:
         offsets = np.array(self._offsets, np.int64)
-        file.seek(0)
-        self._write_header(file, int(offsets[-1]))
-        file.close()
+        for name, file in self._files.items():
+            file.seek(0)
+            self._write_header(file, self._dtypes[name], int(offsets[-1]))
+            file.close()
         np.save(self._directory / f"offsets_{len(self._shards):05d}.npy", offsets)
         counts = ShardCounts(int(offsets[-1]), len(offsets) - 1, self._bytes)
         self._shards.append(counts)
-        self._file, self._offsets, self._bytes = None, array.array("q", [0]), 0
+        self._files, self._offsets, self._bytes = {}, array.array("q", [0]), 0
 
-    def _write_header(self, file: IO[bytes], tokens: int) -> None:
+    def _write_header(self, file: IO[bytes], dtype: np.dtype, tokens: int) -> None:
         # A header leaves room for any length, so that it can be written over.
-        layout = np.lib.format.dtype_to_descr(self._dtype)
+        layout = np.lib.format.dtype_to_descr(dtype)
         header = {"descr": layout, "fortran_order": False, "shape": (tokens,)}
         np.lib.format.write_array_header_1_0(file, header)

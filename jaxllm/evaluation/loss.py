@@ -49,10 +49,5 @@ def text_scores(loss: float, store: TokenStore) -> dict[str, float]:
     return {
         "eval/loss": loss,
         "eval/perplexity": math.exp(min(loss, 700.0)),
-        "eval/bits_per_byte": loss * predicted_tokens(store) / (math.log(2) * store.num_bytes),
+        "eval/bits_per_byte": loss * store.num_predicted / (math.log(2) * store.num_bytes),
     }
-
-
-def predicted_tokens(store: TokenStore) -> int:
-    """The tokens of a store that a model has to predict."""
-    return store.num_tokens - store.num_documents

@@ -2,21 +2,12 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from jaxllm.errors import UserError
 from jaxllm.inference.requests import Request, Sampling, seed_of
 from jaxllm.tokenizers.chat_template import ChatTemplate, Message
-
-
-@runtime_checkable
-class Writer(Protocol):
-    """What writes answers, such as a `TrainedModel`."""
-
-    def stream(self, request: Request) -> Iterator[str]:
-        """Pieces of the text that continues the request's prompt, as they are made."""
-        ...
 
 
 class Asked(NamedTuple):
@@ -29,9 +20,8 @@ class Asked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """A model that answers messages laid out by a template."""
+    """How a model is asked: messages laid out by a template, within what it can see."""
 
-    model: Writer
     template: ChatTemplate
     context: int
     """Tokens that the model can see, its answer included; 0: no limit is known."""

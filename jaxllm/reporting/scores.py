@@ -105,6 +105,9 @@ GROUPS: dict[str, dict[str, Score]] = {
         "data/eval_documents": Score("held-out documents", quantities.number),
         "data/eval_bytes": Score("held-out text", quantities.byte_count),
         "data/bad_lines": Score("bad lines set aside", quantities.number),
+        "data/trained_tokens": Score("training tokens that are learnt", quantities.number),
+        "data/truncated": Score("examples cut, too long", quantities.number),
+        "data/dropped": Score("examples left out, nothing to learn", quantities.number),
         "data/fill_rate": Score("rows filled", quantities.share),
     },
     CLEANING: {

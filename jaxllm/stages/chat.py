@@ -8,11 +8,13 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
 
 from jaxllm.errors import UserError
 from jaxllm.inference.chat import Chat
+from jaxllm.inference.requests import Request
 from jaxllm.inference.trained import load_trained
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.stages.fields import SamplingFields
@@ -25,6 +27,15 @@ HELP = """\
 /help          show this
 /quit          end, as the end of input and Ctrl-C do; Ctrl-C in an answer ends the answer only
 Anything else is sent, line by line; begin with a space to send a line that begins with /."""
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """What writes answers, such as a `TrainedModel`."""
+
+    def stream(self, request: Request) -> Iterator[str]:
+        """Pieces of the text that continues the request's prompt, as they are made."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +78,17 @@ def run(config: ChatConfig, workdir: Path | None) -> None:
     with jax.set_mesh(mesh):
         trained = load_trained(config.init, mesh)
         template = chat_template(trained.loaded.tokenizer, config.template)
-        chat = Chat(trained, template, trained.loaded.context, config.sampling(), config.seed)
+        chat = Chat(template, trained.loaded.context, config.sampling(), config.seed)
         if config.prompt:
             asked = chat.ask([*_opening(config.system), _message("user", config.prompt)])
-            for piece in chat.model.stream(asked.request):
+            for piece in trained.stream(asked.request):
                 print(piece, end="", flush=True)
             print()
         else:
-            converse(chat, config.system)
+            converse(trained, chat, config.system)
 
 
-def converse(chat: Chat, system: str) -> None:
+def converse(model: Writer, chat: Chat, system: str) -> None:
     """Reads lines from standard input and answers each, until they end.
 
     A mistake is told in one line on standard error, and the conversation goes on as it was.
@@ -110,7 +121,7 @@ def converse(chat: Chat, system: str) -> None:
                             f"{chat.context} tokens that the model can see; from here on its "
                             "oldest turns are left out"
                         )
-                    answer = _print_answer(chat.model.stream(asked.request))
+                    answer = _print_answer(model.stream(asked.request))
                     turn = [_message("user", line), _message("assistant", answer)]
                     messages = [*messages, *(turn if answer else [])]
             except UserError as error:

@@ -5,7 +5,6 @@ import sys
 from jaxllm.data.corpus import Corpus
 from jaxllm.data.selection import SplitDocuments
 from jaxllm.data.training_rows import TrainingRows
-from jaxllm.evaluation.loss import predicted_tokens
 from jaxllm.reporting import quantities
 from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.tables import print_table
@@ -20,15 +19,15 @@ def reading_scores(split: SplitDocuments) -> dict[str, float]:
 def data_scores(corpus: Corpus) -> dict[str, float]:
     """Counts of documents, bytes and tokens, and of what was left out."""
     split = corpus.split
-    return reading_scores(split) | {
+    scores = reading_scores(split) | {
         "data/train_documents": float(sum(store.num_documents for store in corpus.train)),
         "data/train_bytes": float(split.train_bytes),
         "data/train_tokens": float(sum(store.num_tokens for store in corpus.train)),
         "data/eval_documents": float(corpus.eval.num_documents),
         "data/eval_bytes": float(split.eval_bytes),
-        "eval/bytes": float(split.eval_bytes),
-        "eval/tokens": float(predicted_tokens(corpus.eval)),
+        "eval/tokens": float(corpus.eval.num_predicted),
     }
+    return scores if corpus.eval.masked else scores | {"eval/bytes": float(split.eval_bytes)}
 
 
 def source_scores(rows: TrainingRows) -> dict[str, float]:

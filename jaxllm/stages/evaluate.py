@@ -15,13 +15,14 @@ from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.conversion.configuration import is_published
 from jaxllm.data.batches import EvalBatches
 from jaxllm.data.config import DataConfig
-from jaxllm.data.corpus import prepare_corpus, prepare_text
+from jaxllm.data.corpus import DocumentKind, WholeTexts, prepare_corpus, prepare_text
 from jaxllm.data.documents import RejectedLines
+from jaxllm.data.examples import ExamplesConfig
 from jaxllm.data.packing import packed_rows
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
 from jaxllm.evaluation.contamination import ContaminationConfig, TaskContamination
-from jaxllm.evaluation.loss import LossEvaluator, predicted_tokens, text_scores
+from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.evaluation.suite import (
     PreparedTask,
     TasksConfig,
@@ -195,17 +196,17 @@ def held_out_scores(
     seq_len = trained_on.seq_len if recorded else trained.loaded.context or trained_on.seq_len
     data = dataclasses.replace(trained_on, seq_len=config.data.seq_len or seq_len)
     check_length(trained.loaded.model, data.seq_len, "config.data.seq_len")
-    phases = Phases()
+    phases, kind = Phases(), _recorded_kind(config.init)
     if config.data.eval:
         given = dataclasses.asdict(config.data) | {"seq_len": data.seq_len}
         data = dataclasses.replace(data, **given)
         with main_first():
-            store, split = prepare_text(data, trained.loaded.tokenizer, folder, phases)
+            store, split = prepare_text(data, trained.loaded.tokenizer, folder, phases, kind)
     else:
         source = RunDirectory(config.init)
         tokenizer = TokenizerConfig(path=str(source.tokenizer))
         with main_first():
-            corpus = prepare_corpus(data, tokenizer, source.path, phases, source.data())
+            corpus = prepare_corpus(data, tokenizer, source.path, phases, source.data(), kind)
         store, split = corpus.eval, corpus.split
     return _text_scores(config, trained, store, data) | reading_scores(split)
 
@@ -251,6 +252,15 @@ def _recorded_data(init: str) -> dict[str, Any] | None:
     return recorded if isinstance(recorded, dict) else None
 
 
+def _recorded_kind(init: str) -> DocumentKind:
+    """What the model at `init` was trained on: conversations, or text."""
+    recorded = None if is_published(init) else RunDirectory(init).config().get("sft")
+    if not isinstance(recorded, dict):
+        return WholeTexts()
+    # The run keeps its template with its tokenizer.
+    return configuration.from_dict(ExamplesConfig, recorded | {"template": ""}, "sft")
+
+
 def _text_model(config: EvaluateConfig, trained: TrainedModel) -> TrainedTextModel:
     loaded = trained.loaded
     if config.data.seq_len:
@@ -281,7 +291,10 @@ def _text_scores(
     loaded, objective = trained.loaded, trained.objective
     evaluate = LossEvaluator(make_objective(loaded.model, objective, loaded.tokenizer))
     loss, tokens = evaluate(loaded.params, {}, batches)["loss"]
-    scores = {"eval/loss": loss, "eval/tokens": tokens, "eval/bytes": float(store.num_bytes)}
+    scores = {"eval/loss": loss, "eval/tokens": tokens}
+    if store.masked:  # answers alone are predicted, whose bytes nobody has counted
+        return scores
+    scores["eval/bytes"] = float(store.num_bytes)
     if KINDS[objective.kind].every_token:
-        scores |= text_scores(loss, store) | {"eval/tokens": float(predicted_tokens(store))}
+        scores |= text_scores(loss, store) | {"eval/tokens": float(store.num_predicted)}
     return scores

@@ -4,6 +4,7 @@ import dataclasses
 
 from jaxllm.checkpoints.checkpointer import CheckpointConfig
 from jaxllm.inference.requests import Sampling
+from jaxllm.models.config import ModelConfig
 from jaxllm.sharding.mesh import MeshConfig
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.loop import EvalConfig
@@ -96,3 +97,10 @@ class TrainingFields:
     def micro_batches(self) -> int:
         """Into how many parts the batch of an update is cut."""
         return self.batch_size // (self.micro_batch_size or self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelTrainingFields(TrainingFields):
+    """What every stage has that trains one model."""
+
+    model: ModelConfig = ModelConfig()

@@ -1,6 +1,7 @@
-"""Chat templates for tokenizers that bring none: ChatML, and the format of Llama 3.
+"""Chat templates for tokenizers that bring none: ChatML, the format of Llama 3, and our plain one.
 
-Both open the document as its tokenizer does, and write `role` and `content` of each message.
+The first two open the document as its tokenizer does, and write `role` and `content` of each
+message; `bos_separated` writes contents alone, with `bos` and `eos` around an answer.
 ChatML also writes `tools`, an assistant's `reasoning_content` between `<think>` and `</think>`, and
 each of its `tool_calls` between `<tool_call>` and `</tool_call>`. Reasoning that stands in the
 content is taken out of it, and all reasoning before the last user's message is left out.
@@ -79,18 +80,40 @@ LLAMA3 = """\
 {%- endif %}
 """
 
+BOS_SEPARATED = """\
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {%- generation %}
+        {{- bos_token + message.content }}
+        {%- for call in message.tool_calls or [] %}
+            {{- '\\n' if message.content or not loop.first }}
+            {{- (call.function or call) | tojson }}
+        {%- endfor %}
+        {{- eos_token }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- message.content }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- bos_token }}
+{%- endif %}
+"""
+
 BUILTIN_TEMPLATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "chatml": (CHATML, ("<|im_start|>", "<|im_end|>")),
     "llama3": (LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+    "bos_separated": (BOS_SEPARATED, ()),
 }
 """By name: the Jinja source, and the special tokens that turns are made of."""
 
 
 def suitable_template(special_tokens: Collection[str]) -> str | None:
-    """The source of the first built-in template whose tokens are all there; None: of none."""
+    """The source of the first built-in template with tokens for turns that are all there; None: of
+    none."""
     sources = (
         source
         for source, needed in BUILTIN_TEMPLATES.values()
-        if set(needed) <= set(special_tokens)
+        if needed and set(needed) <= set(special_tokens)
     )
     return next(sources, None)

@@ -6,20 +6,31 @@ A template is Jinja source, as `AutoTokenizer` has it, run in a sandbox (`templa
 import contextlib
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import nodes
 
 from jaxllm.errors import UserError
 from jaxllm.tokenizers import template_sandbox
+from jaxllm.tokenizers.answer_spans import Span, compared_spans, told_spans
 from jaxllm.tokenizers.builtin_templates import BUILTIN_TEMPLATES, suitable_template
 from jaxllm.tokenizers.interface import Tokenizer, check_unicode
 
 Message = Mapping[str, Any]
 """`role` and `content`, and whatever else a template reads of a message."""
+
+
+class TrainedIds(NamedTuple):
+    """A conversation to learn from."""
+
+    ids: list[int]
+    trained: list[bool]
+    """Which of them the assistant writes: what it is to learn."""
+
 
 _ROLE = re.compile(r"[\w-]+")
 _VERBATIM_KEYS = ("role", "type")  # names that templates ask for, not text that somebody wrote
@@ -75,6 +86,68 @@ class ChatTemplate:
                 messages so that the two cannot be told apart.
         """
         text = self.render(messages, add_generation_prompt, tools)
+        return self._encode(text, self._own_marks(text, messages, add_generation_prompt, tools))
+
+    def encode_trained(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> TrainedIds:
+        """The token ids of a whole conversation, and which of them are the assistant's answers with
+        what ends their turns.
+
+        Answers are known by the template's `{% generation %}` blocks, else by what changes in its
+        text with them (`answer_spans.py`). A token that would reach over the beginning or end of
+        an answer is cut there, as it is when the answer is written after its prompt.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        text = self.render(messages, False, tools)
+        marks = self._own_marks(text, messages, False, tools)
+        ids = self._encode(text, marks)
+        spans = self._answer_spans(text, messages, tools)
+        edges = [0, *(edge for span in spans for edge in span), len(text)]
+        heads = [
+            self._encode(text[:edge], [span for span in marks if span[1] <= edge]) for edge in edges
+        ]
+        if all(ids[: len(head)] == head for head in heads):
+            bounds = list(map(len, heads))
+        else:
+            parts = []
+            for begin, end in itertools.pairwise(edges):
+                inside = [(a - begin, b - begin) for a, b in marks if begin <= a and b <= end]
+                parts.append(self._encode(text[begin:end], inside))
+            ids = list(itertools.chain(*parts))
+            bounds = [0, *itertools.accumulate(map(len, parts))]
+        sizes = [end - begin for begin, end in itertools.pairwise(bounds)]
+        trained = [number % 2 == 1 for number, size in enumerate(sizes) for _ in range(size)]
+        return TrainedIds(ids, trained)
+
+    def _answer_spans(
+        self,
+        text: str,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> list[Span]:
+        def render(
+            messages: Sequence[Message],
+            add_generation_prompt: bool = False,
+            edges: tuple[str, str] = ("", ""),
+        ) -> str:
+            return self._render(messages, add_generation_prompt, tools, edges)
+
+        told = None
+        if self._tells_generation:
+            told = told_spans(text, lambda edges: render(messages, edges=edges))
+        return compared_spans(text, messages, render, self._mark) if told is None else told
+
+    def _own_marks(
+        self,
+        text: str,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> list[Span]:
+        """Where in `text` the template has written marks, rather than a message spelt them."""
         veiled = self._render(
             [self._veiled(message) for message in messages],
             add_generation_prompt,
@@ -82,16 +155,18 @@ class ChatTemplate:
         )
         spans = [match.span() for match in self._mark.finditer(text)]
         if veiled.translate({value: key for key, value in self._veil.items()}) == text:
-            own = [span for span in spans if veiled[slice(*span)] == text[slice(*span)]]
-        elif self._mark.findall(veiled) == [text[slice(*span)] for span in spans]:
-            own = spans  # the template made more than stand-ins of a message, but no mark is new
-        else:
-            raise UserError(
-                f"chat template ({self.name}): a message spells a special token of the tokenizer, "
-                "and the template changes messages so that it cannot be told from a true one; "
-                "leave it out of the message."
-            )
-        if len(own) == len(spans):
+            return [span for span in spans if veiled[slice(*span)] == text[slice(*span)]]
+        if self._mark.findall(veiled) == [text[slice(*span)] for span in spans]:
+            return spans  # the template made more than stand-ins of a message, but no mark is new
+        raise UserError(
+            f"chat template ({self.name}): a message spells a special token of the tokenizer, "
+            "and the template changes messages so that it cannot be told from a true one; "
+            "leave it out of the message."
+        )
+
+    def _encode(self, text: str, own: Sequence[Span]) -> list[int]:
+        """Ids of a text in which the marks at `own` alone are special tokens."""
+        if len(own) == len(self._mark.findall(text)):
             ids = self.tokenizer.encode(text, parse_special_tokens=True)
             expected = [self._marks[text[slice(*span)]] for span in own]
             read = set(self._marks.values()) - {self.tokenizer.unk_id}
@@ -118,6 +193,10 @@ class ChatTemplate:
                 mark = self._mark.match(text.partition(answer)[2].lstrip())
                 return tuple(sorted(ids | ({self._marks[mark[0]]} if mark else set())))
         return tuple(ids)
+
+    @functools.cached_property
+    def _tells_generation(self) -> bool:
+        return template_sandbox.tells_generation(self.source)
 
     @functools.cached_property
     def _marks(self) -> dict[str, int]:
@@ -159,8 +238,8 @@ class ChatTemplate:
             return [self._veiled(inner, keep) for inner in value]
         return value
 
-    def _encode_around(self, text: str, own: Sequence[tuple[int, int]]) -> list[int]:
-        """Ids of `text` in which only the marks at `own` are special tokens."""
+    def _encode_around(self, text: str, own: Sequence[Span]) -> list[int]:
+        """The same, of the texts between the marks each for itself."""
         ends = [0, *(end for _, end in own)]
         begins = [*(begin for begin, _ in own), len(text)]
         between = [text[end:begin] for end, begin in zip(ends, begins, strict=True)]
@@ -173,6 +252,7 @@ class ChatTemplate:
         messages: Sequence[Message],
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None,
+        edges: tuple[str, str] = ("", ""),
     ) -> str:
         texts = {index: text for text, index in self._marks.items()}
         tokenizer = self.tokenizer
@@ -185,7 +265,7 @@ class ChatTemplate:
             **{f"{role}_token": texts.get(index, "") for role, index in roles.items()},
         }
         try:
-            text = template_sandbox.render(self.source, variables)
+            text = template_sandbox.render(self.source, variables, edges)
             check_unicode([text])
             return text
         except Exception as error:  # of whatever the template does

@@ -19,16 +19,18 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _STEPS = 200_000  # of a rendering; conversations take some for each message
-# A filter and a variable that no template can name.
+# Filters and variables that no template can name.
 _STEP, _WORK = "a step", "the steps left"
+_EDGE, _EDGES = "an edge", "the edges"
 
 
-def render(source: str, variables: Mapping[str, Any]) -> str:
+def render(source: str, variables: Mapping[str, Any], edges: tuple[str, str] = ("", "")) -> str:
     """The text that a template writes.
 
     Args:
         source: Jinja source.
         variables: what it may read, by name.
+        edges: what to write where a `{% generation %}` block begins and ends.
 
     Raises:
         jinja2.TemplateError: it is no Jinja, calls `raise_exception`, reaches for what it may not,
@@ -36,7 +38,8 @@ def render(source: str, variables: Mapping[str, Any]) -> str:
         Exception: of whatever else it does, as a division by zero.
     """
     work = _Work(_STEPS)
-    return compiled(source).render({**variables, "range": work.range, _WORK: work})
+    hidden = {_WORK: work, _EDGES: edges}
+    return compiled(source).render({**variables, "range": work.range, **hidden})
 
 
 @functools.lru_cache(maxsize=16)
@@ -60,15 +63,29 @@ def parse(source: str) -> nodes.Template:
     return _environment().parse(source)
 
 
+def tells_generation(source: str) -> bool:
+    """Whether a template says, by `{% generation %}`, what the assistant writes.
+
+    Raises:
+        As `parse`.
+    """
+    return any(node.name == _EDGE for node in parse(source).find_all(nodes.Filter))
+
+
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` around what the assistant writes: only its content."""
+    """`{% generation %}…{% endgeneration %}` around what the assistant writes: its content, between
+    the edges of the rendering."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body).set_lineno(line)
+        begin, end = (
+            nodes.Output([nodes.Filter(nodes.Const(side), _EDGE, [], [], None, None)])
+            for side in range(2)
+        )
+        return nodes.Scope([begin, *body, end]).set_lineno(line)
 
 
 @dataclasses.dataclass
@@ -108,6 +125,11 @@ def _step(context: Context, value: bool) -> bool:
     return value
 
 
+@jinja2.pass_context
+def _edge(context: Context, side: int) -> str:
+    return context[_EDGES][side]
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """One in which operators take steps for what they make, before they make it."""
 
@@ -145,6 +167,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     del environment.globals["lipsum"]  # filler text of any length
     environment.filters["tojson"] = _to_json
     environment.filters[_STEP] = _step
+    environment.filters[_EDGE] = _edge
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _now
     return environment

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxllm.data.store import TokenStore, write_stores
-from jaxllm.evaluation.loss import LossEvaluator, predicted_tokens, text_scores
+from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.objectives.objective import Objective
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.training import train_tokenizer
@@ -21,7 +21,7 @@ def store(tmp_path) -> TokenStore:
 
 
 def test_scores_of_a_known_loss(store):
-    assert predicted_tokens(store) == (3 + 1) + (5 + 1)
+    assert store.num_predicted == (3 + 1) + (5 + 1)
     scores = text_scores(math.log(2), store)
     assert scores["eval/loss"] == math.log(2)
     assert scores["eval/perplexity"] == pytest.approx(2)

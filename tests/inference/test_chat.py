@@ -12,13 +12,8 @@ TOKENIZER = ByteTokenizer()
 TEMPLATE = chat_template(TOKENIZER)
 
 
-class Silent:
-    def stream(self, request):
-        return iter(())
-
-
 def make_chat(context=1000, seed=0, **sampling):
-    return Chat(Silent(), TEMPLATE, context, Sampling(**sampling), seed)
+    return Chat(TEMPLATE, context, Sampling(**sampling), seed)
 
 
 def messages(*contents, system=""):
@@ -90,6 +85,6 @@ def test_the_one_that_is_too_long_is_named():
 
 
 def test_a_template_that_writes_nothing_is_told():
-    chat = Chat(Silent(), ChatTemplate("{# nothing #}", TOKENIZER, "mine.jinja"), 100)
+    chat = Chat(ChatTemplate("{# nothing #}", TOKENIZER, "mine.jinja"), 100)
     with pytest.raises(UserError, match=r"mine\.jinja.*writes nothing"):
         chat.ask(messages("a"))

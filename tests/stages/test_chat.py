@@ -46,8 +46,8 @@ class Talk:
             lines if isinstance(lines, bytes) else "".join(f"{line}\n" for line in lines).encode()
         )
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
-        chat = Chat(self.writer, chat_template(TOKENIZER), context, Sampling(max_new_tokens=4))
-        stage.converse(chat, system)
+        chat = Chat(chat_template(TOKENIZER), context, Sampling(max_new_tokens=4))
+        stage.converse(self.writer, chat, system)
         self.out, self.err = capsys.readouterr()
 
     def prompt(self, number):
@@ -229,7 +229,7 @@ def test_a_signal_in_an_answer_ends_the_answer_only(monkeypatch, capsys):
             yield "never"
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("a\nb\n"))
-    stage.converse(Chat(Interrupted(), chat_template(TOKENIZER), 400), "")
+    stage.converse(Interrupted(), Chat(chat_template(TOKENIZER), 400), "")
     assert capsys.readouterr().out == "begun\nbegun\n"
 
 

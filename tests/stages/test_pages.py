@@ -15,6 +15,8 @@ from jaxllm.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = "python -m jaxllm.main "
+TRAINING = ("configs/sft.py",)
+SHORT = ["--config.steps=2", "--config.eval.max_batches=2", "--config.data.seq_len=64"]
 
 
 def commands(page):
@@ -37,13 +39,18 @@ def place(finished_run, compiled, tmp_path, monkeypatch):
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("page", ["importing.md", "generating.md", "chatting.md", "evaluating.md"])
+PAGES = ["importing.md", "generating.md", "chatting.md", "evaluating.md", "sft.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_the_page_run(page, place, capsys):
     found = list(commands(page))
     assert any(command.startswith(COMMAND) for command in found)
     for command in found:
         if command.startswith(COMMAND):
-            code = main(shlex.split(command.removeprefix(COMMAND)))
+            given = shlex.split(command.removeprefix(COMMAND))
+            trains = any(f"--config={config}" in given for config in TRAINING)
+            code = main([*given, *(SHORT if trains else [])])
             assert code == 0, f"{command}\n{capsys.readouterr().err}"
         else:
             environment = os.environ | {

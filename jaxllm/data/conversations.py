@@ -1,0 +1,173 @@
+"""Conversations from records: what supervised fine-tuning reads, in whichever form it was written.
+
+A conversation becomes one line of JSON, as a text becomes a document: `{"messages": […]}`, with
+`tools` if there are any; and text to pretrain on, mixed in among them, `{"text": …}`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jaxllm.data.cleaning import Cleaner
+from jaxllm.data.documents import Passage, text_passages
+from jaxllm.data.records import Record
+
+ROLES = ("system", "user", "assistant", "tool", "tool_call")
+"""Who speaks in `messages`. What `tool_call` says, a call as JSON, the assistant says."""
+
+CONVERSATIONS_VERSION = 1
+"""Changes when the same record may become another conversation."""
+
+_FORMS = "`instruction` and `output`, `prompt` and `response`, `messages`, or `text`"
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversationReader:
+    """Reads a record as a conversation; see `documents.Reader`."""
+
+    joint: str = ""
+    """What stands between an instruction and its input."""
+
+    @property
+    def name(self) -> str:
+        """Tells it from readers that would read the same records otherwise."""
+        return f"conversations {CONVERSATIONS_VERSION} {self.joint!r}"
+
+    def __call__(self, record: Record, marked: bool, clean: Cleaner) -> list[Passage]:
+        """The conversation of a record; of a `text`, its documents.
+
+        Conversations that ask the same first belong together: they stay on one side of the
+        held-out split.
+
+        Raises:
+            ValueError: the record holds no conversation to learn from; the message says why.
+        """
+        fields = record.fields
+        messages = self._messages(fields)
+        if messages is None:
+            passages = text_passages(record, marked, clean)
+            return [Passage(_json({"text": text}), group) for text, group in passages]
+        cleaned = _checked([_cleaned(message, clean) for message in messages])
+        tools = _tools(fields.get("tools"))
+        conversation = {"messages": cleaned} | ({"tools": tools} if tools else {})
+        return [Passage(_json(conversation), record.group or _question(cleaned))]
+
+    def _messages(self, fields: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """The messages as they were written; None of a record that holds a text alone."""
+        if "messages" in fields:
+            return _listed(fields["messages"])
+        if "instruction" in fields and "output" in fields:
+            asked = [_text(fields, "instruction"), _text(fields, "input", "")]
+            return _exchange(self.joint.join(filter(None, asked)), _text(fields, "output"))
+        if "prompt" in fields and "response" in fields:
+            return _exchange(_text(fields, "prompt"), _text(fields, "response"))
+        if "text" in fields:
+            return None
+        raise ValueError(f"no {_FORMS} (it has {', '.join(map(str, fields)) or 'no field'})")
+
+
+def _exchange(asked: str, answer: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+def _listed(messages: Any) -> list[dict[str, Any]]:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("`messages` is no list of messages, or an empty one")
+    return [_message(message, place) for place, message in enumerate(messages)]
+
+
+def _message(message: Any, place: int) -> dict[str, Any]:
+    where = f"messages[{place}]"
+    if not isinstance(message, Mapping):
+        raise ValueError(f"{where} is not an object but {type(message).__name__}")
+    role = message.get("role")
+    if role not in ROLES:
+        raise ValueError(f"{where}.role is unknown: {role!r}; known are {', '.join(ROLES)}")
+    given = {key: value for key, value in message.items() if value is not None}
+    if "tool_calls" in given and role == "assistant":
+        given = {"content": ""} | given
+    content = _text(given, "content", where=f"{where}.")
+    if role == "tool_call":
+        return {"role": "assistant", "content": "", "tool_calls": [_call(content, where)]}
+    return {**given, "role": role, "content": content}
+
+
+def _call(content: str, where: str) -> dict[str, Any]:
+    try:
+        call = json.loads(content)
+    except ValueError:
+        call = None
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise ValueError(f"{where}.content is no tool call: JSON with `name` and `arguments`")
+    return {"type": "function", "function": call}
+
+
+def _tools(tools: Any) -> list[Any]:
+    """What may be called; written as JSON by some, as Parquet has no place for any object."""
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise ValueError(f"`tools` is not JSON: {error}") from None
+    if not tools:
+        return []
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError("`tools` is no list of objects")
+    return tools
+
+
+def _text(fields: Mapping[str, Any], name: str, default: str | None = None, where: str = "") -> str:
+    value = fields.get(name)
+    value = default if value is None else value
+    if not isinstance(value, str):
+        kind = "missing" if value is None else f"not a string but {type(value).__name__}"
+        raise ValueError(f"`{where}{name}` is {kind}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"`{where}{name}` is not Unicode text (a lone surrogate)") from None
+    return value
+
+
+def _cleaned(message: dict[str, Any], clean: Cleaner) -> dict[str, Any]:
+    if message["content"]:
+        message = message | {"content": clean(message["content"]) or ""}
+    return message
+
+
+def _checked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation up to its last answer.
+
+    Raises:
+        ValueError: it is none, or there is no answer in it.
+    """
+    roles = [message["role"] for message in messages]
+    if "system" in roles[1:]:
+        raise ValueError("a system message stands after another message")
+    opening = [role for role in roles if role != "system"][:1]
+    if opening != ["user"]:
+        opening_role = opening[0] if opening else "nobody"
+        raise ValueError(f"the conversation begins with {opening_role}, and not with the user")
+    if "assistant" not in roles:
+        raise ValueError("there is no answer: no message of the assistant")
+    last = len(roles) - roles[::-1].index("assistant")
+    for place, message in enumerate(messages[:last]):
+        if message["role"] != "tool" and not (message["content"] or message.get("tool_calls")):
+            what = "empty answer" if message["role"] == "assistant" else "empty message"
+            raise ValueError(f"{what}: messages[{place}], of the {message['role']}")
+    return messages[:last]
+
+
+def _question(messages: list[dict[str, Any]]) -> str:
+    """The group of conversations in which the same is asked first."""
+    asked = next(message["content"] for message in messages if message["role"] == "user")
+    return hashlib.blake2b(asked.encode(), digest_size=16, key=b"question").hexdigest()
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):  # of Parquet: a date, or bytes
+        raise ValueError("holds what JSON cannot write") from None

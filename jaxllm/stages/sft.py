@@ -1,0 +1,281 @@
+"""The `sft` stage: a trained model and conversations in, an assistant out."""
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxllm import trees
+from jaxllm.checkpoints.load import load_model, tokenizer_path
+from jaxllm.data.batches import BatchSource
+from jaxllm.data.config import DataConfig
+from jaxllm.data.corpus import Corpus, prepare_corpus
+from jaxllm.data.examples import Examples, ExamplesConfig
+from jaxllm.data.split import HELD_OUT
+from jaxllm.data.store import TokenStore
+from jaxllm.data.training_rows import TrainingRows
+from jaxllm.errors import UserError
+from jaxllm.inference.chat import Chat
+from jaxllm.inference.engine import Engine
+from jaxllm.inference.requests import Request
+from jaxllm.models.config import TransformerConfig
+from jaxllm.models.families import architecture
+from jaxllm.models.transformer import SHARDING_RULES, check_length, param_shapes
+from jaxllm.objectives.cross_entropy import CrossEntropyConfig
+from jaxllm.objectives.next_token import next_token
+from jaxllm.objectives.objective import Params
+from jaxllm.planning.flops import model_training_flops_per_token
+from jaxllm.reporting.phases import Phases
+from jaxllm.reporting.preview import Stretch, print_preview
+from jaxllm.reporting.samples import append_samples
+from jaxllm.sharding.mesh import batch_sharding
+from jaxllm.sharding.processes import is_main
+from jaxllm.stages.fields import ModelTrainingFields, SamplingFields
+from jaxllm.stages.fit import check_patterns, fit
+from jaxllm.stages.held_out import HeldOut
+from jaxllm.stages.training_run import TrainingRun, model_to_continue, train_in, work_directory
+from jaxllm.tokenizers.chat_template import ChatTemplate, Message
+from jaxllm.tokenizers.config import TokenizerConfig
+from jaxllm.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from jaxllm.training.state import TrainState
+
+_SAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig(ModelTrainingFields, SamplingFields):
+    """A model trained to answer, on instructions and conversations."""
+
+    stage: str = "sft"
+    """Always `sft`."""
+    init: str = ""
+    """Run directory or Hugging Face folder to take parameters, model and tokenizer from."""
+    data: DataConfig = DataConfig(train="builtin:pydocs_instruct", packing="best_fit")
+    sft: ExamplesConfig = ExamplesConfig()
+    objective: CrossEntropyConfig = CrossEntropyConfig()
+    prompt: str = ""
+    """What the samples answer; empty: what the first held-out conversations ask."""
+    temperature: float = 0.0
+    """Divides the logits; 0 takes the likeliest token (greedy)."""
+    preview: int = 0
+    """Show so many examples as the model would see them, and end; no work directory is needed."""
+
+    def __post_init__(self) -> None:
+        ModelTrainingFields.__post_init__(self)
+        SamplingFields.__post_init__(self)
+        if self.data.packing == "concat":
+            raise ValueError(
+                "data.packing: concat would cut examples; take best_fit, or none to give each a "
+                "row of its own"
+            )
+        if self.preview < 0:
+            raise ValueError("preview: must not be negative")
+
+
+def run(config: SftConfig, workdir: Path | None) -> None:
+    """Makes examples of conversations, trains on their answers, and writes samples and report; or
+    only shows some examples."""
+    if not config.init:
+        raise UserError(
+            "config.init: give the run directory or Hugging Face folder of a trained model, as "
+            "one of configs/pretrain.py."
+        )
+    if config.preview:
+        preview(config)
+        return
+    directory = work_directory(workdir)
+    model, path = model_to_continue(config.init, config.model, directory)
+    config = dataclasses.replace(config, model=model)
+    train_in(directory, config, TokenizerConfig(path=path), _check, _work)
+
+
+def preview(config: SftConfig) -> None:
+    """Prints the first examples, what of them is learnt, and what was cut or left out."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = TokenizerConfig(path=str(tokenizer_path(config.init)))
+        corpus = prepare_corpus(config.data, tokenizer, Path(scratch), Phases(), kind=config.sft)
+        if not is_main():
+            return
+        shown = list(_shown(corpus.train, corpus.tokenizer, config.preview))
+        print_preview(shown, _example_scores(corpus))
+
+
+def _shown(
+    stores: Sequence[TokenStore], tokenizer: Tokenizer, count: int
+) -> Iterator[list[Stretch]]:
+    """The first examples of the sources in turn, each as stretches that are learnt or not."""
+    for number in range(count):
+        store, place = stores[number % len(stores)], number // len(stores)
+        if not store.shards or place >= store.shards[0].documents:
+            continue
+        begin, end = store.offsets(0)[place : place + 2]
+        ids, trained = store.tokens(0)[begin:end].tolist(), store.trained(0)[begin:end].tolist()
+        stretches: list[tuple[bool, list[int]]] = []
+        for index, learnt in zip(ids, trained, strict=True):
+            if not stretches or stretches[-1][0] != learnt:
+                stretches.append((learnt, []))
+            stretches[-1][1].append(index)
+        yield [
+            Stretch(tokenizer.decode(part, skip_special_tokens=False), learnt)
+            for learnt, part in stretches
+        ]
+
+
+def _check(config: SftConfig, tokenizer: TokenizerConfig) -> None:
+    """Checks, before anything slow, that the model can be trained so.
+
+    Raises:
+        UserError: it cannot.
+    """
+    loaded = load_tokenizer(tokenizer.path)
+    model = architecture(config.model, loaded.vocab_size)
+    if not model.causal:
+        raise UserError(
+            "config.init: its model sees both ways (config.model.causal=False), and cannot answer."
+        )
+    check_length(model, config.data.seq_len, "config.data.seq_len")
+    check_patterns(config, param_shapes(model))
+    config.sft.encoder(loaded, config.data.seq_len)
+
+
+def _work(run: TrainingRun[SftConfig]) -> dict[str, float]:
+    """The run itself; its scores."""
+    config = run.config
+    corpus = run.corpus(config.data, config.sft)
+    assert isinstance(corpus.encoder, Examples)
+    # Kept with the run: whoever speaks to the model later does it as it was trained.
+    corpus.tokenizer.chat_template = corpus.encoder.template.source
+    model = architecture(config.model, corpus.tokenizer.vocab_size)
+    rows = run.rows(config.data, corpus)
+    evaluation = _Evaluation(run, corpus, corpus.encoder.template, model)
+    run.begin(corpus, rows)
+    with jax.set_mesh(run.mesh):
+        scores = _train(run, rows, model, evaluation)
+    if not is_main():
+        return {}
+    return run.data_scores(corpus, rows) | _example_scores(corpus) | scores
+
+
+def _train(
+    run: TrainingRun[SftConfig],
+    rows: TrainingRows,
+    model: TransformerConfig,
+    evaluation: "_Evaluation",
+) -> dict[str, float]:
+    """Trains over the mesh in use; returns the final scores."""
+    config, shapes = run.config, param_shapes(model)
+    source = BatchSource(rows.mixture, config.batch_size, batch_sharding(run.mesh))
+    try:
+        state, frozen, measured = fit(
+            config,
+            run.directory,
+            run.mesh,
+            objective=evaluation.objective,
+            initial_params=lambda: load_model(config.init, run.mesh, config.model).params,
+            param_shapes=shapes,
+            rules=SHARDING_RULES,
+            source=source,
+            evaluate=evaluation,
+            ledger=run.ledger,
+            flops_per_token=model_training_flops_per_token(model, config.data.seq_len),
+            source_scalars=lambda step: rows.scalars(step * config.batch_size),
+        )
+    finally:
+        source.close()
+    return (
+        evaluation.final_scores(state, frozen)
+        | measured
+        | {
+            "model/parameters": float(trees.size(shapes)),
+            "train/tokens": float(run.drawn * config.data.seq_len),
+            "train/skipped": float(state.skipped),
+        }
+    )
+
+
+class _Evaluation:
+    """The loss on held-out answers, and the model's own answers, at a step of training."""
+
+    def __init__(
+        self,
+        run: TrainingRun[SftConfig],
+        corpus: Corpus,
+        template: ChatTemplate,
+        model: TransformerConfig,
+    ) -> None:
+        config = self._config = run.config
+        self._directory, self._model, self._template = run.directory, model, template
+        self.objective = next_token(model, config.objective)
+        self._held_out = HeldOut(
+            config, config.data, corpus.eval, run.mesh, self.objective, _answer_scores
+        )
+        self._context = model.max_positions or config.data.seq_len
+        self._asked = list(self._questions(corpus))
+
+    def __call__(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]:
+        scores = self._held_out.scores(step, state, frozen)
+        self._write_samples(step, trees.merge(state.evaluation_params, frozen))
+        return scores
+
+    def final_scores(self, state: TrainState, frozen: Params) -> dict[str, float]:
+        """Scores on all held-out conversations."""
+        return self._held_out.final_scores(state, frozen)
+
+    def _questions(self, corpus: Corpus) -> Iterator[tuple[str, Request]]:
+        """What samples are to answer: the prompt that is configured, else what is first asked in
+        some of the held-out conversations that leave room for an answer.
+
+        Raises:
+            UserError: the configured prompt leaves none.
+        """
+        config = self._config
+        chat = Chat(self._template, self._context, config.sampling(), config.seed)
+        if config.prompt:
+            yield config.prompt, chat.ask([{"role": "user", "content": config.prompt}]).request
+            return
+        found = 0
+        for text in corpus.split.texts(HELD_OUT):
+            opening = _opening(json.loads(text))
+            if opening and found < _SAMPLES:
+                try:
+                    request = chat.ask(opening).request
+                except UserError:  # it is too long
+                    continue
+                found += 1
+                yield opening[-1]["content"], request
+
+    def _write_samples(self, step: int, params: Params) -> None:
+        engine = Engine(self._model, params, self._template.tokenizer, context=self._context)
+        answers = engine.complete([request for _, request in self._asked])
+        if is_main():
+            samples = [
+                (asked, answer.text)
+                for (asked, _), answer in zip(self._asked, answers, strict=True)
+            ]
+            append_samples(self._directory.samples, step, samples)
+
+
+def _answer_scores(loss: float) -> dict[str, float]:
+    return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
+
+
+def _opening(record: Mapping[str, Any]) -> list[Message]:
+    """The messages before the first answer; of a text, none."""
+    messages = record.get("messages", [])
+    roles = [message["role"] for message in messages]
+    return messages[: roles.index("assistant")] if messages else []
+
+
+def _example_scores(corpus: Corpus) -> dict[str, float]:
+    """How many examples there are, and what was cut or left out of them."""
+    stores = (*corpus.train, corpus.eval)
+    return {
+        "data/trained_tokens": float(sum(store.num_predicted for store in corpus.train)),
+        "data/truncated": float(sum(store.truncated for store in stores)),
+        "data/dropped": float(sum(store.dropped for store in stores)),
+    }

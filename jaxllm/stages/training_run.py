@@ -1,0 +1,159 @@
+"""A training run from an empty directory to its report: what every training stage does alike."""
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from jax.sharding import Mesh
+
+from jaxllm.checkpoints.load import model_config_of, tokenizer_path
+from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.data.config import DataConfig
+from jaxllm.data.corpus import Corpus, DocumentKind, WholeTexts, prepare_corpus
+from jaxllm.data.training_rows import TrainingRows, training_rows
+from jaxllm.errors import UserError
+from jaxllm.files import locked
+from jaxllm.host_memory import keep_freed_memory_on_cpu
+from jaxllm.models.config import ModelConfig
+from jaxllm.reporting.goodput import Ledger
+from jaxllm.reporting.phases import Phases
+from jaxllm.reporting.report import write_report
+from jaxllm.reporting.tables import print_summary
+from jaxllm.sharding.mesh import make_mesh
+from jaxllm.sharding.processes import check_shared, from_main, is_main, main_first
+from jaxllm.stages.continued import continued_model
+from jaxllm.stages.data_scores import data_scores, phase_scores, print_mixture, source_scores
+from jaxllm.stages.fields import ModelTrainingFields
+from jaxllm.stages.fit import check_batch, is_finished
+from jaxllm.tokenizers.config import TokenizerConfig
+
+_PATIENCE_SECONDS = 60.0
+"""How long a run waits for another one in its directory, which may just be ending."""
+
+C = TypeVar("C", bound=ModelTrainingFields)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRun(Generic[C]):
+    """A run that has its directory for itself."""
+
+    config: C
+    directory: RunDirectory
+    mesh: Mesh
+    tokenizer: TokenizerConfig
+    begun_with: dict[str, str]
+    """Fingerprints of what the run has read before; empty in its first life."""
+    ledger: Ledger
+    phases: Phases
+
+    def corpus(self, data: DataConfig, kind: DocumentKind = WholeTexts()) -> Corpus:  # noqa: B008
+        """The tokenised documents of the run, made now or before."""
+        with self.ledger.spending("data"), main_first():
+            return prepare_corpus(
+                data, self.tokenizer, self.directory.path, self.phases, self.begun_with, kind
+            )
+
+    def rows(self, data: DataConfig, corpus: Corpus) -> TrainingRows:
+        """The rows that the run will draw."""
+        with self.ledger.spending("data"):
+            return training_rows(data, corpus, self.config.seed, self.drawn)
+
+    def begin(self, corpus: Corpus, rows: TrainingRows) -> None:
+        """Records the run, once its data and all that it was given are found good, and keeps its
+        tokenizer with it."""
+        if is_main():
+            if self.tokenizer.path and not self.begun_with:  # a trained one is there already
+                corpus.tokenizer.save(self.directory.tokenizer)
+            self.directory.begin(dataclasses.asdict(self.config), corpus.fingerprints)
+            self.ledger.keep(self.directory.goodput)
+        print_mixture(rows, self.drawn)
+
+    def data_scores(self, corpus: Corpus, rows: TrainingRows) -> dict[str, float]:
+        """What the summary tells of the data."""
+        return data_scores(corpus) | source_scores(rows) | rows.scalars(self.drawn)
+
+    @property
+    def drawn(self) -> int:
+        """Rows of all steps."""
+        return self.config.steps * self.config.batch_size
+
+
+def work_directory(workdir: Path | None) -> RunDirectory:
+    """The directory of a training run.
+
+    Raises:
+        UserError: none is given.
+    """
+    if workdir is None:
+        raise UserError("--workdir is missing: give the directory that the run is to be kept in.")
+    return RunDirectory(workdir)
+
+
+def model_to_continue(
+    init: str, given: ModelConfig, directory: RunDirectory
+) -> tuple[ModelConfig, str]:
+    """The model of a run that begins from another, or from published weights, and the path of its
+    tokenizer.
+
+    Once begun, the run needs them no more.
+
+    Raises:
+        UserError: there is no such model, or `given` asks for another.
+    """
+    begun = directory.config_path.exists()
+    recorded = model_config_of(directory.path if begun else init)
+    path = str(tokenizer_path(init))
+    if begun:
+        path = directory.config().get("tokenizer", {}).get("path", path)
+    print(f"model and tokenizer are those of {init}", file=sys.stderr)
+    return continued_model(given, recorded), path
+
+
+def train_in(
+    directory: RunDirectory,
+    config: C,
+    tokenizer: TokenizerConfig,
+    check: Callable[[C, TokenizerConfig], None],
+    work: Callable[[TrainingRun[C]], dict[str, float]],
+) -> None:
+    """Opens the directory for a run, has the work done there, and writes summary and report.
+
+    A run that is finished is left as it is, and said to be.
+
+    Args:
+        directory: of the run.
+        config: of the stage, with the model that it trains.
+        tokenizer: what to train, or where one is; a run that has begun has its own copy.
+        check: raises a UserError for what is wrong before anything slow is done.
+        work: prepares, trains and evaluates; gives the final scores.
+    """
+    ledger = Ledger(time.monotonic())
+    keep_freed_memory_on_cpu()
+    mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
+    begun_with = from_main(directory.data)
+    if begun_with and tokenizer.path:
+        tokenizer = dataclasses.replace(tokenizer, path=str(directory.tokenizer))
+    check(config, tokenizer)
+    with main_first():
+        directory.open(dataclasses.asdict(config), dataclasses.asdict(type(config)()))
+    check_shared(directory.path, "--workdir")
+    with locked(directory.path, _PATIENCE_SECONDS) if is_main() else contextlib.nullcontext():
+        if from_main(lambda: is_finished(config, directory)):
+            print(f"{directory.path}: the run is finished; raise config.steps to train on.")
+            return
+        begin, phases = time.monotonic(), Phases()
+        run = TrainingRun(config, directory, mesh, tokenizer, begun_with, ledger, phases)
+        scores = work(run)
+        if not is_main():
+            return
+        scores = scores | phase_scores(phases) | ledger.finish()
+        scores["time/total"] = time.monotonic() - begin
+        directory.write_summary(scores)
+        report = write_report(directory.path)
+        print_summary(scores)
+        print(f"report: {report}")

@@ -1,0 +1,172 @@
+"""Supervised fine-tuning through the command: what a user sees, and what a later stage finds."""
+
+import json
+import re
+
+import pytest
+
+from jaxllm.reporting.samples import read_samples
+
+SETTINGS = {
+    "steps": 6,
+    "batch_size": 8,
+    "data__seq_len": 32,
+    "data__eval_fraction": 0.2,
+    "log__every": 1,
+    "checkpoint__every": 3,
+    "eval__every": 3,
+    "max_new_tokens": 4,
+    "optimizer__learning_rate": 1e-2,
+}
+
+
+def lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def instructions(tmp_path_factory):
+    """Questions with answers that are much alike."""
+    records = [
+        {"instruction": f"Repeat {n}", "input": f" {n}", "output": f"yes {n}"} for n in range(80)
+    ]
+    return lines(tmp_path_factory.mktemp("data") / "instructions.jsonl", records)
+
+
+@pytest.fixture
+def sft(command, finished_run, instructions):
+    def run(workdir=None, **fields):
+        given = {**SETTINGS, "init": finished_run, "data__train": instructions, **fields}
+        return command("sft", workdir, **given)
+
+    return run
+
+
+def losses(run, name="eval/loss"):
+    logged = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[name] for line in logged if name in line}
+
+
+def test_a_run_learns_to_answer_and_tells_it(sft, command, finished_run, tmp_path):
+    run = tmp_path / "run"
+    result = sft(run, steps=12)
+    assert result.code == 0, result.err
+    found = losses(run)
+    assert found[12] < 0.9 * found[3]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["eval/loss"] == pytest.approx(found[12])
+    assert summary["data/dropped"] == 0
+    assert 0 < summary["data/trained_tokens"] < summary["data/train_tokens"]
+    assert "eval/bits_per_byte" not in summary
+    samples = read_samples(run / "samples.md")
+    assert {sample.step for sample in samples} == {3, 6, 9, 12}
+    assert all(re.fullmatch(r"Repeat \d+ \d+", sample.prompt) for sample in samples)
+    assert "tokens learnt" not in result.out
+    assert "training tokens that are learnt" in result.out
+    assert sft(run, steps=12).out.endswith("raise config.steps to train on.\n")
+
+    evaluated = command("evaluate", tmp_path / "evaluated", init=run)
+    assert evaluated.code == 0, evaluated.err
+    again = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
+    assert again["eval/loss"] == pytest.approx(found[12], abs=1e-5)
+    assert again["eval/tokens"] == summary["eval/tokens"]
+    assert "eval/bits_per_byte" not in again
+
+    # Whoever speaks to it does so as it was trained, without saying how.
+    answer = command("chat", init=run, prompt="Repeat 3 3", temperature=0.0, max_new_tokens=4)
+    named = command(
+        "chat", init=run, prompt="Repeat 3 3", temperature=0.0, max_new_tokens=4,
+        template="bos_separated",
+    )  # fmt: skip
+    assert answer.code == named.code == 0
+    assert answer.out == named.out
+    assert command("generate", init=run, prompt="a").code == 0
+    assert command("pretrain", tmp_path / "more", init=run, steps=1).code == 0
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(sft, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    fields = {"optimizer__schedule": "constant", "sft__layout": "chat"}
+    assert sft(whole, **fields).code == 0
+    assert sft(halves, steps=3, **fields).code == 0
+    assert sft(halves, steps=6, **fields).code == 0
+    assert losses(halves, "train/loss") == losses(whole, "train/loss")
+
+
+def test_another_layout_or_changed_data_is_refused_in_a_run_that_has_begun(
+    sft, instructions, tmp_path
+):
+    data, template = tmp_path / "data.jsonl", tmp_path / "mine.jinja"
+    data.write_bytes(instructions.read_bytes())
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    fields = {"data__train": data, "sft__layout": "chat", "sft__template": template}
+    assert sft(tmp_path / "run", steps=1, **fields).code == 0
+    result = sft(tmp_path / "run", steps=2, **fields | {"sft__template": "chatml"})
+    assert (result.code, "config.sft.template: was" in result.err) == (2, True)
+    template.write_text("{% for m in messages %}{{ m.content }}!{% endfor %}")
+    result = sft(tmp_path / "run", steps=2, **fields)
+    assert (result.code, "the layout is not the one" in result.err) == (2, True)
+
+
+def test_a_preview_shows_what_is_learnt_and_trains_nothing(sft, tmp_path):
+    result = sft(preview=3)
+    assert result.code == 0
+    assert re.search(r"Repeat \d+ \d+«<s>yes \d+</s>»", result.out)
+    assert result.out.count("─── example") == 3
+    assert "examples cut: 0, left out, with nothing to learn in: 0" in result.out
+    result = sft(preview=1, sft__layout="chat", data__seq_len=24)
+    assert "«yes" not in result.out or "<|im_end|>»" in result.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_can_be_mixed_in(sft, corpus, instructions, tmp_path):
+    train = f"{instructions}@0.5,{corpus}@0.5"
+    assert sft(tmp_path / "run", data__train=train, steps=2).code == 0
+    found = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert f"data/source/{corpus}/share" in found
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"messages": [{"role": "assistant", "content": "A"}]}, "begins with assistant"),
+        ({"messages": [{"role": "human", "content": "Q"}]}, "known are system, user, assistant"),
+        ({"instruction": "Q", "output": ""}, "empty answer"),
+        ({"label": 1, "x": 2}, "no `instruction` and `output`"),
+    ],
+)
+def test_bad_records_are_set_aside_and_too_many_end_the_run(
+    record, reason, sft, instructions, tmp_path
+):
+    good = list(map(json.loads, instructions.read_text().splitlines()))
+    data = lines(tmp_path / "data.jsonl", [record, *good])
+    result = sft(tmp_path / "run", data__train=data)
+    assert result.code == 2
+    assert f"{data}:1 (" in result.err
+    assert reason in result.err
+    assert sft(tmp_path / "run", data__train=data, data__max_bad_fraction=0.1, steps=1).code == 0
+    rejected = json.loads((tmp_path / "run" / "rejected.jsonl").read_text())
+    assert rejected["line"] == 1
+    assert reason in rejected["reason"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"init": ""}, "config.init: give the run directory"),
+        ({"init": "/nowhere"}, "/nowhere"),
+        ({"data__packing": "concat"}, "config.data.packing: concat would cut examples"),
+        ({"sft__layout": "chat", "sft__template": "llama3"}, "llama3 writes <|start_header_id|>"),
+        ({"sft__template": "chatml"}, "config.sft.template: the layout bos_separated"),
+        ({"data__seq_len": 2}, "too long for config.data.seq_len"),
+        ({"prompt": "x" * 99}, "too long to be answered"),
+        ({"data__train": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(fields, message, sft, tmp_path):
+    result = sft(tmp_path / "run", **fields)
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "run" / "checkpoints").exists()
