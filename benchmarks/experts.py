@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxllm.ops.experts import expert_mlp, route
+from jaxllm.ops.experts import ExpertKernels, expert_mlp, route
 from jaxllm.reporting.tables import print_table
 
 Arrays = tuple[Array, ...]
@@ -41,7 +41,7 @@ def routed_experts(
     x: Array, choices: Array, weights: Array, gate: Array, up: Array, down: Array
 ) -> Array:
     """What the library computes."""
-    return expert_mlp(x, choices, weights, gate, up, down, jax.nn.silu)
+    return expert_mlp(x, choices, weights, *map(ExpertKernels, (gate, up, down)), jax.nn.silu)
 
 
 def active_width(x: Array, choices: Array, weights: Array, *kernels: Array) -> Array:

@@ -59,16 +59,22 @@ def split(tree: Tree, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: the pattern matches nothing.
     """
-    matching: dict[str, Any] = {}
-    rest: dict[str, Any] = {}
-    for path, leaf in leaves_with_paths(tree):
-        _insert(matching if re.fullmatch(pattern, path) else rest, path, leaf)
+    matching, rest = divide(tree, pattern)
     if not matching:
         paths = [path for path, _ in leaves_with_paths(tree)]
         raise UserError(
             f"the pattern {pattern!r} matches no parameter; the paths look like "
             f"{paths[0]!r}, {paths[-1]!r}."
         )
+    return matching, rest
+
+
+def divide(tree: Tree, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `split`; either part may be empty."""
+    matching: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for path, leaf in leaves_with_paths(tree):
+        insert(matching if re.fullmatch(pattern, path) else rest, path, leaf)
     return matching, rest
 
 
@@ -84,13 +90,25 @@ def merge(first: Tree, second: Tree) -> dict[str, Any]:
     return merged
 
 
-def size(tree: Any) -> int:
-    """The number of array elements in a tree of arrays or of their shapes."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+def replaced(tree: Tree, leaves: Tree) -> dict[str, Any]:
+    """The tree with some leaves put in the place of its own, or added."""
+    result = dict(tree)
+    for name, value in leaves.items():
+        own = result.get(name)
+        if isinstance(own, Mapping) and isinstance(value, Mapping):
+            value = replaced(own, value)
+        result[name] = value
+    return result
 
 
-def _insert(tree: dict[str, Any], path: str, leaf: Any) -> None:
+def insert(tree: dict[str, Any], path: str, leaf: Any) -> None:
+    """Puts a leaf at its path into nested dicts."""
     *parents, name = path.split("/")
     for parent in parents:
         tree = tree.setdefault(parent, {})
     tree[name] = leaf
+
+
+def size(tree: Any) -> int:
+    """The number of array elements in a tree of arrays or of their shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

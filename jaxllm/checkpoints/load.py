@@ -11,6 +11,8 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllm import config as configuration
+from jaxllm import trees
+from jaxllm.checkpoints.base import base_path, check_base, parameter_checksums
 from jaxllm.checkpoints.checkpointer import Checkpointer
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.conversion.configuration import check_is_model, is_published, read_config
@@ -18,6 +20,7 @@ from jaxllm.conversion.reading import published_dtype, read_params
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
+from jaxllm.models.lora import LoraConfig, kept_pattern, merged, pair_shapes
 from jaxllm.models.transformer import SHARDING_RULES, param_shapes
 from jaxllm.sharding.rules import with_shardings
 from jaxllm.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -44,7 +47,8 @@ def load_model(
     Published weights that are all bfloat16 are kept so on an accelerator, where products are of
     bfloat16 anyhow; all others, and with a `model_config`, as its `param_dtype` says.
 
-    Of a run that averages its parameters (`train.ema`), the checkpoint gives the average.
+    Of a run that averages its parameters (`train.ema`), the checkpoint gives the average. One that
+    has trained low-rank pairs is loaded with its base, into whose matrices they are added.
 
     Args:
         path: a run directory, or a folder of published weights.
@@ -53,8 +57,8 @@ def load_model(
             published, but computed in the way that suits this machine.
 
     Raises:
-        UserError: there is no such model, the run has no checkpoint yet, or the weights are not
-            those that their configuration describes.
+        UserError: there is no such model, the run has no checkpoint yet, the weights are not those
+            that their configuration describes, or the base of an adapter is not what it was.
     """
     # Another machine may lack the run's attention backend, and only training needs `remat`.
     recorded = dataclasses.replace(model_config_of(path), attention="auto", remat="none")
@@ -65,9 +69,40 @@ def load_model(
     if is_published(path):
         return LoadedModel(model, read_params(path, model, mesh), tokenizer, 0, model.max_positions)
     run = RunDirectory(path)
-    step, params = _newest_params(run, with_shardings(param_shapes(model), SHARDING_RULES, mesh))
+    adapter = lora_config_of(run)
+    if adapter.rank:
+        step, params = _adapted_params(run, adapter, model, mesh, model_config)
+    else:
+        shapes = with_shardings(param_shapes(model), SHARDING_RULES, mesh)
+        step, params = _newest_params(run, shapes)
     trained_on = run.config().get("data", {}).get("seq_len", 0)
     return LoadedModel(model, params, tokenizer, step, model.max_positions or trained_on)
+
+
+def lora_config_of(run: RunDirectory) -> LoraConfig:
+    """The low-rank pairs that a run has trained; of rank 0 where it has none."""
+    return configuration.from_dict(LoraConfig, run.config().get("lora", {}), "lora")
+
+
+def _adapted_params(
+    run: RunDirectory,
+    adapter: LoraConfig,
+    model: TransformerConfig,
+    mesh: Mesh,
+    model_config: ModelConfig | None,
+) -> tuple[int, dict[str, Any]]:
+    """The step of an adapter's run, and its base with the pairs added into its matrices."""
+    path = base_path(run)
+    base = load_model(path, mesh, model_config).params
+    check_base(run, path, parameter_checksums(base))
+    shapes = param_shapes(model)
+    trainable = run.config().get("train", {}).get("trainable", "")
+    kept, _ = trees.divide(
+        trees.merge(shapes, pair_shapes(shapes, adapter)), kept_pattern(trainable, adapter)
+    )
+    step, own = _newest_params(run, with_shardings(kept, SHARDING_RULES, mesh))
+    with jax.set_mesh(mesh):
+        return step, jax.jit(merged)(trees.replaced(base, own))
 
 
 def model_config_of(path: str | Path) -> ModelConfig:

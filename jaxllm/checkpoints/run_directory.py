@@ -41,6 +41,10 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def base(self) -> Path:
+        return self.path / "base.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -56,7 +56,7 @@ class Attention(nn.Module):
 
         def heads(name: str, count: int) -> Float[Array, "batch seq heads head_dim"]:
             linear = Linear(count * config.head_dim, self.dtypes, config.input_bias, name=name)
-            projected = linear(x).reshape(batch, seq, count, config.head_dim)
+            projected = linear(x, context.dropout_keys).reshape(batch, seq, count, config.head_dim)
             return constrain(projected, BATCH_AXES, None, "tensor")
 
         def placed(name: str, count: int) -> Float[Array, "batch seq heads head_dim"]:
@@ -81,7 +81,7 @@ class Attention(nn.Module):
             mixed = attend(config, query, key, value, context)
         mixed = mixed.reshape(batch, seq, config.heads * config.head_dim)
         output = Linear(embed, self.dtypes, config.output_bias, self.zero_init, name="output")
-        return output(mixed), cache
+        return output(mixed, context.dropout_keys), cache
 
 
 def check_attention(

@@ -2,11 +2,12 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from jaxllm.models.attention import Context, attend, attend_from
 from jaxllm.models.config import DTypes, LatentAttentionConfig
 from jaxllm.models.kv_cache import LatentCache, written
+from jaxllm.models.lora import adapted, pair_beside
 from jaxllm.models.parts import Linear, Norm
 from jaxllm.ops.rotary import Rotation, rotate
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
@@ -42,12 +43,13 @@ class LatentAttention(nn.Module):
         """
         config = self.config
         rotation = context.rotations[config.rotary]
-        plain, rotated = self._queries(x, rotation)
-        latent, shared_key = self._latents(x, rotation)
+        plain, rotated = self._queries(x, rotation, context.dropout_keys)
+        latent, shared_key = self._latents(x, rotation, context.dropout_keys)
         key_up = Linear(config.heads * config.plain_head_dim, self.dtypes, name="key")
         value_up = Linear(config.heads * config.value_dim, self.dtypes, name="value")
         if cache is None:
-            key, value = self._by_head(key_up(latent)), self._by_head(value_up(latent))
+            keys = context.dropout_keys
+            key, value = (self._by_head(up(latent, keys)) for up in (key_up, value_up))
             shared_key = jnp.broadcast_to(shared_key, (*key.shape[:3], config.rope_head_dim))
             query, key = _joined(plain, rotated), _joined(key, shared_key)
             mixed = attend(config, query, key, value, context)
@@ -63,10 +65,13 @@ class LatentAttention(nn.Module):
             mixed = _product("bshl,lhd->bshd", mixed, self._matrices(value_up))
         mixed = mixed.reshape(*x.shape[:2], config.heads * config.value_dim)
         output = Linear(x.shape[-1], self.dtypes, zero_init=self.zero_init, name="output")
-        return output(mixed), cache
+        return output(mixed, context.dropout_keys), cache
 
     def _queries(
-        self, x: Float[Array, "batch seq embed"], rotation: Rotation
+        self,
+        x: Float[Array, "batch seq embed"],
+        rotation: Rotation,
+        dropout_keys: Key[Array, " batch"] | None,
     ) -> tuple[
         Float[Array, "batch seq heads plain_head_dim"],
         Float[Array, "batch seq heads rope_head_dim"],
@@ -74,19 +79,23 @@ class LatentAttention(nn.Module):
         """The part of each query that knows no position, and the part that does."""
         config = self.config
         if config.query_latent_width:
-            x = Linear(config.query_latent_width, self.dtypes, name="query_down")(x)
+            down = Linear(config.query_latent_width, self.dtypes, name="query_down")
+            x = down(x, dropout_keys)
             x = Norm(config.norm, self.dtypes, name="query_norm")(x)
-        query = Linear(config.heads * config.head_dim, self.dtypes, name="query")(x)
+        query = Linear(config.heads * config.head_dim, self.dtypes, name="query")(x, dropout_keys)
         plain, rotated = jnp.split(self._by_head(query), [config.plain_head_dim], axis=-1)
         return plain, rotate(rotated, rotation)
 
     def _latents(
-        self, x: Float[Array, "batch seq embed"], rotation: Rotation
+        self,
+        x: Float[Array, "batch seq embed"],
+        rotation: Rotation,
+        dropout_keys: Key[Array, " batch"] | None,
     ) -> tuple[Float[Array, "batch seq latent_width"], Float[Array, "batch seq 1 rope_head_dim"]]:
         """The latent of keys and values, and the rotated key that the heads share."""
         config = self.config
         width = config.latent_width + config.rope_head_dim
-        both = Linear(width, self.dtypes, name="latent_down")(x)
+        both = Linear(width, self.dtypes, name="latent_down")(x, dropout_keys)
         latent, shared_key = jnp.split(both, [config.latent_width], axis=-1)
         latent = Norm(config.norm, self.dtypes, name="latent_norm")(latent)
         return latent, rotate(shared_key[:, :, None], rotation)
@@ -100,6 +109,8 @@ class LatentAttention(nn.Module):
     def _matrices(self, up: Linear) -> Float[Array, "latent_width heads head_dim"]:
         """The matrix of each head in an up-projection, which is not applied to latents here."""
         kernel: Array = up.get_variable("params", "kernel")
+        if pair := pair_beside(up, "kernel"):
+            kernel = adapted(kernel, pair)
         return kernel.reshape(self.config.latent_width, self.config.heads, -1)
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from jaxllm.models.attention import Attention, Context
 from jaxllm.models.config import (
@@ -16,8 +16,9 @@ from jaxllm.models.config import (
 )
 from jaxllm.models.kv_cache import LayerCache
 from jaxllm.models.latent_attention import LatentAttention
+from jaxllm.models.lora import pair_beside
 from jaxllm.models.parts import ACTIVATIONS, Linear, Norm, dropout
-from jaxllm.ops.experts import expert_mlp, route
+from jaxllm.ops.experts import ExpertKernels, expert_mlp, route
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
 
 
@@ -38,18 +39,21 @@ class Mlp(nn.Module):
     """Whether the last matrix begins at zero."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
+    def __call__(
+        self, x: Float[Array, "batch seq embed"], dropout_keys: Key[Array, " batch"] | None = None
+    ) -> Float[Array, "batch seq embed"]:
+        """`dropout_keys`, one a row, are for what low-rank pairs drop."""
         config = self.config
         activate = ACTIVATIONS[config.activation]
-        inner = Linear(config.width, self.dtypes, config.bias, name="up")(x)
+        inner = Linear(config.width, self.dtypes, config.bias, name="up")(x, dropout_keys)
         if config.gated:
-            gate = Linear(config.width, self.dtypes, config.bias, name="gate")(x)
+            gate = Linear(config.width, self.dtypes, config.bias, name="gate")(x, dropout_keys)
             inner = activate(gate) * inner
         else:
             inner = activate(inner)
         inner = constrain(inner, BATCH_AXES, None, "tensor")
         down = Linear(x.shape[-1], self.dtypes, config.bias, self.zero_init, name="down")
-        return down(inner)
+        return down(inner, dropout_keys)
 
 
 class Mixture(nn.Module):
@@ -85,7 +89,8 @@ class Mixture(nn.Module):
 
 
 class _Experts(nn.Module):
-    """The kernels of all experts, stacked: gate and up [experts, embed, width], and down."""
+    """The kernels of all experts, stacked: gate and up [experts, embed, width], and down; each with
+    the pair beside it."""
 
     config: MixtureConfig
     embed: int
@@ -93,7 +98,7 @@ class _Experts(nn.Module):
     zero_init: bool
 
     @nn.compact
-    def __call__(self) -> tuple[Float[Array, "experts in out"], ...]:
+    def __call__(self) -> tuple[ExpertKernels, ...]:
         inner = (self.config.experts, self.embed, self.config.width)
         outer = (self.config.experts, self.config.width, self.embed)
         drawn = nn.initializers.lecun_normal(batch_axis=0)
@@ -105,15 +110,19 @@ class _Experts(nn.Module):
 
 
 class _Kernel(nn.Module):
-    """A parameter `kernel` of its own."""
+    """A parameter `kernel` of its own, of experts."""
 
     shape: tuple[int, ...]
     initializer: nn.initializers.Initializer
     dtype: str
 
     @nn.compact
-    def __call__(self) -> Float[Array, "..."]:
-        return self.param("kernel", self.initializer, self.shape, jnp.dtype(self.dtype))
+    def __call__(self) -> ExpertKernels:
+        kernel = self.param("kernel", self.initializer, self.shape, jnp.dtype(self.dtype))
+        pair = pair_beside(self, "kernel")
+        if pair is None:
+            return ExpertKernels(kernel)
+        return ExpertKernels(kernel, pair.scale[:, None, None] * pair.a, pair.b)
 
 
 class Layer(nn.Module):
@@ -157,7 +166,7 @@ class Layer(nn.Module):
             mixture = Mixture(config.mlp, dtypes, zero_init, name="mlp")
             mixed, losses = mixture(normed, context.segment_ids)
         else:
-            mixed = Mlp(config.mlp, dtypes, zero_init, name="mlp")(normed)
+            mixed = Mlp(config.mlp, dtypes, zero_init, name="mlp")(normed, context.dropout_keys)
         return constrain(x + added("mlp", mixed), BATCH_AXES), cache, losses
 
     def _attention(self, zero_init: bool) -> nn.Module:

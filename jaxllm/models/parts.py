@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from jaxllm.models.config import DTypes, NormConfig
+from jaxllm.models.lora import Pair, column_factors, pair_beside
 from jaxllm.ops.products import PRODUCT, product
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -23,7 +24,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class Linear(nn.Module):
     """x @ kernel (+ bias): every matrix product of the model with its parameters.
 
-    The kernel is a matrix [in, out], cast to the dtype of the input.
+    The kernel is a matrix [in, out], cast to the dtype of the input. A low-rank pair beside it is
+    added (`jaxllm.models.lora`), without the kernel's gradient being needed.
     """
 
     features: int
@@ -35,11 +37,16 @@ class Linear(nn.Module):
     """Empty: that of the input."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+    def __call__(
+        self, x: Float[Array, "... in"], dropout_keys: Key[Array, " batch"] | None = None
+    ) -> Float[Array, "... out"]:
+        """`dropout_keys`, one a row, are for what a pair drops."""
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         dtype = jnp.dtype(self.dtypes.params)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), dtype)
         result = product(x, kernel, self.result_dtype, self.dtypes.reduction)
+        if pair := pair_beside(self, "kernel"):
+            result = self._adapted(result, x, kernel, pair, dropout_keys)
         result = checkpoint_name(result, PRODUCT)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype)
@@ -48,6 +55,24 @@ class Linear(nn.Module):
             wide = result.astype(jnp.float32) + bias.astype(jnp.float32)
             result = wide.astype(result.dtype)
         return result
+
+    def _adapted(
+        self,
+        result: Float[Array, "... out"],
+        x: Float[Array, "... in"],
+        kernel: Float[Array, "in out"],
+        pair: Pair,
+        dropout_keys: Key[Array, " batch"] | None,
+    ) -> Float[Array, "... out"]:
+        """What the product is with the pair: x @ W + s · (x @ A) @ B, and DoRA's scaling of it."""
+        if pair.dropout is not None:
+            x = dropout(x, pair.dropout, dropout_keys, "/".join(self.path))
+        thin = product(x, pair.a, "", self.dtypes.reduction)
+        more = product(thin, pair.b, str(result.dtype), self.dtypes.reduction)
+        wide = result.astype(jnp.float32) + pair.scale * more.astype(jnp.float32)
+        if pair.magnitude is not None:
+            wide = wide * column_factors(kernel, pair)
+        return wide.astype(result.dtype)
 
 
 class Norm(nn.Module):
@@ -80,7 +105,10 @@ class Norm(nn.Module):
 
 
 def dropout(
-    x: Float[Array, "batch ..."], rate: float, keys: Key[Array, " batch"] | None, name: str
+    x: Float[Array, "batch ..."],
+    rate: float | Float[Array, ""],
+    keys: Key[Array, " batch"] | None,
+    name: str,
 ) -> Float[Array, "batch ..."]:
     """Sets a share `rate` of each row to zero, and divides the rest by 1 - rate.
 
@@ -91,7 +119,7 @@ def dropout(
             evaluation nothing is dropped.
         name: of the place; every place draws its own.
     """
-    if keys is None or rate == 0:
+    if keys is None or (isinstance(rate, float) and rate == 0):
         return x
 
     def one_row(key: Key[Array, ""], row: Float[Array, "..."]) -> Float[Array, "..."]:

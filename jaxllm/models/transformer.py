@@ -20,9 +20,17 @@ from jaxllm.models.attention import Context
 from jaxllm.models.config import StackConfig, TransformerConfig
 from jaxllm.models.kv_cache import Cache, LayerCache
 from jaxllm.models.layers import Layer, RouterLosses
+from jaxllm.models.lora import (
+    Pair,
+    adapted,
+    column_factors,
+    pair_beside,
+    pair_of,
+    with_pairs,
+)
 from jaxllm.models.parts import Norm, dropout
 from jaxllm.ops.lookup import lookup
-from jaxllm.ops.products import PRODUCT
+from jaxllm.ops.products import PRODUCT, product
 from jaxllm.ops.rotary import rotation
 from jaxllm.ops.vocabulary import OutputHead
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
@@ -36,7 +44,7 @@ _REMAT_POLICIES = {
 EMBEDDING_DEVIATION = 0.02
 
 # Kernels of a stack are [repeats, in, out], those of experts [repeats, experts, in, out].
-SHARDING_RULES = (
+_MATRIX_RULES = (
     (r"embedding", PartitionSpec("tensor", "fsdp")),
     (r"position_embedding", PartitionSpec(None, "fsdp")),
     (r"output", PartitionSpec("fsdp", "tensor")),
@@ -51,6 +59,7 @@ SHARDING_RULES = (
     (r"stack_\d+/.*/(output|down)/bias", PartitionSpec()),
     (r".*norm/(scale|bias)", PartitionSpec()),
 )
+SHARDING_RULES = with_pairs(_MATRIX_RULES)
 
 
 class Output(NamedTuple):
@@ -158,6 +167,8 @@ class Transformer(nn.Module):
         if not config.tied:
             self.param("output", drawn, shape[::-1], params)
         x = lookup(embedding, tokens, dtype)
+        if pair := pair_beside(self, "embedding"):
+            x = _with_pair(x, embedding, pair, tokens)
         if config.embedding_scale != 1:
             x = x * jnp.asarray(config.embedding_scale, dtype)
         if config.learned_positions:
@@ -233,8 +244,26 @@ def param_shapes(config: TransformerConfig) -> dict:
 
 def output_head(config: TransformerConfig, params: trees.Tree) -> OutputHead:
     """What projects hidden states to the vocabulary."""
-    matrix = params["output"] if "output" in params else params["embedding"].T
+    name = "output" if "output" in params else "embedding"
+    matrix = params[name]
+    if pair := pair_of(params, name):
+        matrix = adapted(matrix, pair)
+    matrix = matrix if name == "output" else matrix.T
     return OutputHead(matrix, config.logit_soft_cap, config.dtypes.reduction)
+
+
+def _with_pair(
+    x: Float[Array, "batch seq embed"],
+    table: Float[Array, "entries embed"],
+    pair: Pair,
+    ids: Int[Array, "batch seq"],
+) -> Float[Array, "batch seq embed"]:
+    """Rows x of a table with what the pair beside it adds to them."""
+    thin = lookup(pair.a, ids, str(x.dtype))
+    wide = x.astype(jnp.float32) + pair.scale * product(thin, pair.b, "float32")
+    if pair.magnitude is not None:
+        wide = wide * column_factors(table, pair)
+    return wide.astype(x.dtype)
 
 
 def check_length(config: TransformerConfig, length: int, field: str) -> None:

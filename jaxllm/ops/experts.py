@@ -8,7 +8,7 @@ multiplied in groups of whatever size they have. On a mesh the experts lie split
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,14 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxllm.ops.grouped import grouped_matmul
 from jaxllm.ops.products import PRODUCT
 from jaxllm.sharding.mesh import BATCH_AXES
+
+
+class ExpertKernels(NamedTuple):
+    """One matrix of every expert, W + A·B where there is a low-rank pair."""
+
+    kernel: Float[Array, "experts in out"]
+    a: Float[Array, "experts in rank"] | None = None
+    b: Float[Array, "experts rank out"] | None = None
 
 
 class Routing(NamedTuple):
@@ -85,9 +93,9 @@ def expert_mlp(
     x: Float[Array, "batch seq embed"],
     choices: Int[Array, "batch seq k"],
     weights: Float[Array, "batch seq k"],
-    gate: Float[Array, "experts embed inner"],
-    up: Float[Array, "experts embed inner"],
-    down: Float[Array, "experts inner embed"],
+    gate: ExpertKernels,
+    up: ExpertKernels,
+    down: ExpertKernels,
     activation: Callable[[Array], Array],
     reduction_dtype: str = "float32",
 ) -> Float[Array, "batch seq embed"]:
@@ -104,14 +112,14 @@ def expert_mlp(
     Args:
         x: hidden states.
         choices, weights: from `route`.
-        gate, up, down: the experts' kernels.
+        gate, up, down: the experts' kernels, [experts, embed, inner] and [experts, inner, embed].
         activation: of the gate, elementwise.
         reduction_dtype: in which gradients of the kernels are summed over tokens and devices;
             never narrower than `x`.
     """
     # Gradients have the dtype of what they are of, so the kernels stay as wide as the sums.
     wide = jnp.promote_types(x.dtype, reduction_dtype)
-    gate, up, down = (kernel.astype(wide) for kernel in (gate, up, down))
+    gate, up, down = jax.tree.map(lambda kernel: kernel.astype(wide), (gate, up, down))
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return _own_experts(x, choices, weights, gate, up, down, activation)
@@ -124,16 +132,26 @@ def expert_mlp(
         jnp.pad(weights, padding),
     )
     by_row = PartitionSpec(BATCH_AXES)
-    to_inner = PartitionSpec("expert", "fsdp", "tensor")
-    to_embed = PartitionSpec("expert", "tensor", "fsdp")
+    to_inner = _specs(gate, "fsdp", "tensor")
+    to_embed = _specs(down, "tensor", "fsdp")
     on_each_device: Callable[..., Array] = partial(_on_each_device, activation)
     sharded = jax.shard_map(
         on_each_device,
-        in_specs=(by_row, by_row, by_row, to_inner, to_inner, to_embed),
+        in_specs=(by_row, by_row, by_row, to_inner, _specs(up, "fsdp", "tensor"), to_embed),
         out_specs=by_row,
         check_vma=False,
     )
     return sharded(*rows, gate, up, down)[: x.shape[0]]
+
+
+def _specs(kernels: ExpertKernels, rows: str, columns: str) -> Any:
+    """How they lie on the mesh: `ExpertKernels` of specs."""
+    whole = ExpertKernels(
+        PartitionSpec("expert", rows, columns),  # type: ignore[arg-type]
+        PartitionSpec("expert", rows, None),  # type: ignore[arg-type]
+        PartitionSpec("expert", None, columns),  # type: ignore[arg-type]
+    )
+    return whole if kernels.a is not None else ExpertKernels(whole.kernel)
 
 
 def _on_each_device(
@@ -141,19 +159,31 @@ def _on_each_device(
     x: Float[Array, "rows seq embed"],
     choices: Int[Array, "rows seq k"],
     weights: Float[Array, "rows seq k"],
-    gate: Float[Array, "own_experts part_of_embed part_of_inner"],
-    up: Float[Array, "own_experts part_of_embed part_of_inner"],
-    down: Float[Array, "own_experts part_of_inner part_of_embed"],
+    gate: ExpertKernels,
+    up: ExpertKernels,
+    down: ExpertKernels,
 ) -> Float[Array, "rows seq embed"]:
     """What `expert_mlp` does on one device of a mesh, with its parts of the arrays."""
     dtype = str(x.dtype)
-    gate, up, down = _whole(gate, 1, dtype), _whole(up, 1, dtype), _whole(down, 2, dtype)
+    gate, up = (_gathered(kernels, rows_split=True, dtype=dtype) for kernels in (gate, up))
+    down = _gathered(down, rows_split=False, dtype=dtype)
     gather = partial(jax.lax.all_gather, axis_name="expert", tiled=True)
     x, choices, weights = (gather(array) for array in (x, choices, weights))
-    choices = choices - jax.lax.axis_index("expert") * gate.shape[0]
+    choices = choices - jax.lax.axis_index("expert") * gate.kernel.shape[0]
     out = _own_experts(x, choices, weights, gate, up, down, activation)
     out = jax.lax.psum_scatter(out, "expert", tiled=True)
     return jax.lax.psum(out, "tensor")
+
+
+def _gathered(kernels: ExpertKernels, rows_split: bool, dtype: str) -> ExpertKernels:
+    """The kernels whole along the axis that `fsdp` splits, of which a pair has half."""
+    kernel, a, b = kernels
+    whole = _whole(kernel, 1 if rows_split else 2, dtype)
+    if a is None or b is None:
+        return ExpertKernels(whole)
+    if rows_split:
+        return ExpertKernels(whole, _whole(a, 1, dtype), b)
+    return ExpertKernels(whole, a, _whole(b, 2, dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -184,13 +214,13 @@ def _own_experts(
     x: Float[Array, "batch seq embed"],
     choices: Int[Array, "batch seq k"],
     weights: Float[Array, "batch seq k"],
-    gate: Float[Array, "experts embed inner"],
-    up: Float[Array, "experts embed inner"],
-    down: Float[Array, "experts inner embed"],
+    gate: ExpertKernels,
+    up: ExpertKernels,
+    down: ExpertKernels,
     activation: Callable[[Array], Array],
 ) -> Float[Array, "batch seq embed"]:
     """`expert_mlp` on one device; a choice outside of [0, experts) adds nothing."""
-    experts, k = gate.shape[0], choices.shape[-1]
+    experts, k = gate.kernel.shape[0], choices.shape[-1]
     own = (choices >= 0) & (choices < experts)
     # Others' assignments are sorted to the end, where they are of no group.
     assignments = jnp.where(own, choices, experts).reshape(-1)
@@ -204,9 +234,13 @@ def _own_experts(
     rows = _permute(repeated, order, inverse)
 
     def multiplied(
-        rows: Float[Array, "rows in"], kernels: Float[Array, "experts in out"]
+        rows: Float[Array, "rows in"], kernels: ExpertKernels
     ) -> Float[Array, "rows out"]:
-        return checkpoint_name(grouped_matmul(rows, kernels, sizes), PRODUCT)
+        result = grouped_matmul(rows, kernels.kernel, sizes)
+        if kernels.a is not None and kernels.b is not None:
+            thin = grouped_matmul(rows, kernels.a, sizes)
+            result = result + grouped_matmul(thin, kernels.b, sizes)
+        return checkpoint_name(result, PRODUCT)
 
     inner = activation(multiplied(rows, gate)) * multiplied(rows, up)
     out = _permute(multiplied(inner, down), inverse, order)

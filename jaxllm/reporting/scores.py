@@ -69,6 +69,8 @@ GROUPS: dict[str, dict[str, Score]] = {
     },
     TRAINING: {
         "model/parameters": Score("parameters", quantities.number),
+        "model/trained_parameters": Score("parameters that are trained", quantities.number),
+        "model/optimizer_bytes": Score("optimizer's memory", quantities.byte_count),
         "train/steps": Score("steps", quantities.number),
         "train/tokens": Score("tokens", quantities.number),
         "train/tokens_per_second": Score("throughput", _rate),

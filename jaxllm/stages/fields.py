@@ -5,6 +5,7 @@ import dataclasses
 from jaxllm.checkpoints.checkpointer import CheckpointConfig
 from jaxllm.inference.requests import Sampling
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.lora import LoraConfig, kept_pattern, trained_pattern
 from jaxllm.sharding.mesh import MeshConfig
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.loop import EvalConfig
@@ -98,9 +99,35 @@ class TrainingFields:
         """Into how many parts the batch of an update is cut."""
         return self.batch_size // (self.micro_batch_size or self.batch_size)
 
+    @property
+    def trained(self) -> str:
+        """Pattern of the parameters that are trained."""
+        return self.train.trainable or ".*"
+
+    @property
+    def kept(self) -> str:
+        """Pattern of the parameters that checkpoints hold: all but those of a frozen base."""
+        return ".*"
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelTrainingFields(TrainingFields):
     """What every stage has that trains one model."""
 
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora.rank and not self.init:
+            raise ValueError("lora.rank: pairs are trained beside a trained model; give it as init")
+        if self.train.trainable == "lora" and not self.lora.rank:
+            raise ValueError("train.trainable: lora asks for pairs; give lora.rank too")
+
+    @property
+    def trained(self) -> str:
+        return trained_pattern(self.train.trainable, self.lora)
+
+    @property
+    def kept(self) -> str:
+        return kept_pattern(self.train.trainable, self.lora)

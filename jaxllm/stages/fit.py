@@ -17,8 +17,10 @@ from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.planning.peaks import peak_flops
 from jaxllm.reporting.goodput import Ledger
 from jaxllm.sharding.mesh import batch_shards
+from jaxllm.sharding.processes import is_main
 from jaxllm.sharding.rules import Rules, with_shardings
 from jaxllm.stages.fields import TrainingFields
+from jaxllm.stages.trained import print_trained, trained_scores
 from jaxllm.training.diagnose import first_non_finite
 from jaxllm.training.learning_rates import check_factors, parse_factors
 from jaxllm.training.loop import Run, Source, checkpoint_items, state_of, train
@@ -54,7 +56,7 @@ def check_patterns(config: TrainingFields, param_shapes: Params) -> None:
         UserError: one does not.
     """
     try:
-        trainable, _ = trees.split(param_shapes, config.train.trainable)
+        trainable, _ = trees.split(param_shapes, config.trained)
     except UserError as error:
         raise UserError(f"config.train.trainable: {error}") from None
     check_factors(parse_factors(config.optimizer.learning_rates), trainable)
@@ -89,7 +91,8 @@ def fit(
         run: where checkpoints and metrics go.
         mesh: the devices; `jax.set_mesh` has been done.
         objective: what is minimised.
-        initial_params: makes the parameters that training begins from, laid out over the mesh.
+        initial_params: makes the parameters that training begins from, laid out over the mesh;
+            where not all are in checkpoints (`config.kept`), in each life of the run.
         param_shapes: their shapes.
         rules: how parameters lie on the mesh.
         source: batches.
@@ -103,9 +106,12 @@ def fit(
     """
     optimizer = make_optimizer(config.optimizer)
     shapes = with_shardings(param_shapes, rules, mesh)
-    trainable_shapes, frozen_shapes = trees.split(shapes, config.train.trainable)
+    trainable_shapes, frozen_shapes = trees.split(shapes, config.trained)
+    kept_shapes, base_shapes = trees.divide(frozen_shapes, config.kept)
     averaged = config.train.ema > 0
     state_layout = state_shapes(trainable_shapes, optimizer, rules, mesh, averaged)
+    if is_main():
+        print_trained(param_shapes, config.trained, state_layout.opt_state)
     peak = config.log.peak_tflops * 1e12 or peak_flops(mesh.devices.flat[0].device_kind)
     with contextlib.ExitStack() as stack:
         watchdog = Watchdog(config.log.watchdog, lambda: waited_for(ledger.category))
@@ -113,11 +119,15 @@ def fit(
         checkpointer = Checkpointer(run.checkpoints, config.checkpoint.keep)
         stack.enter_context(contextlib.closing(checkpointer))
         with ledger.spending("restore"):
-            restored = _restored(config, checkpointer, state_layout, frozen_shapes)
-        if restored is None:
-            trainable, rest = trees.split(initial_params(), config.train.trainable)
-            restored = init_state(trainable, optimizer, state_layout), rest
-        state, frozen = restored
+            restored = _restored(config, checkpointer, state_layout, kept_shapes)
+        base: Params = {}
+        if restored is None or base_shapes:
+            trainable, rest = trees.split(initial_params(), config.trained)
+            kept, base = trees.divide(rest, config.kept)
+            if restored is None:
+                restored = init_state(trainable, optimizer, state_layout), kept
+        state, kept = restored
+        frozen = trees.merge(kept, base)
         ledger.resumed(int(state.step))
         recorder = Recorder(run, int(state.step), config.log, dataclasses.asdict(config))
         stack.enter_context(contextlib.closing(recorder))
@@ -125,6 +135,7 @@ def fit(
             steps=config.steps,
             step_function=_step_function(config, objective, optimizer, state_layout, mesh),
             frozen=frozen,
+            kept=kept,
             source=source,
             evaluate=lambda step, state: evaluate(step, state, frozen),
             diagnose=_diagnosis(config, objective, frozen),
@@ -142,6 +153,7 @@ def fit(
         )
         state, measured = train(loop, state)
         ledger.otherwise("evaluation")
+    measured |= trained_scores(param_shapes, config.trained, state_layout.opt_state)
     return state, frozen, measured
 
 
@@ -178,10 +190,11 @@ def _diagnosis(
 
 
 def _restored(
-    config: TrainingFields, checkpointer: Checkpointer, layout: TrainState, frozen_shapes: Params
-) -> tuple[TrainState, Params] | None:
-    """The state and the parameters not trained of the newest checkpoint, if there is one."""
-    restored = checkpointer.restore(*checkpoint_items(layout, frozen_shapes))
+    config: TrainingFields, checkpointer: Checkpointer, layout: TrainState, kept_shapes: Params
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """The state of the newest checkpoint and the parameters not trained that it holds, if there is
+    one."""
+    restored = checkpointer.restore(*checkpoint_items(layout, kept_shapes))
     if restored is None:
         return None
     step, params, progress = restored
@@ -190,4 +203,4 @@ def _restored(
             f"config.steps: the run has already made {step:,} steps; give at least as many."
         )
     print(f"going on from step {step:,} of {config.steps:,}", file=sys.stderr)
-    return state_of(params, progress, config.train.trainable)
+    return state_of(params, progress, config.trained)

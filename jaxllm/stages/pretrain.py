@@ -9,10 +9,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxllm import trees
-from jaxllm.checkpoints.load import load_model
 from jaxllm.data.batches import BatchSource
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus
@@ -36,7 +34,13 @@ from jaxllm.sharding.rules import shardings
 from jaxllm.stages.fields import ModelTrainingFields, SamplingFields
 from jaxllm.stages.fit import check_patterns, fit
 from jaxllm.stages.held_out import HeldOut
-from jaxllm.stages.training_run import TrainingRun, model_to_continue, train_in, work_directory
+from jaxllm.stages.training_run import (
+    TrainingRun,
+    model_to_continue,
+    train_in,
+    with_pairs,
+    work_directory,
+)
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import configured_tokenizer
 from jaxllm.training.state import TrainState
@@ -105,7 +109,7 @@ def _check_model(config: PretrainConfig, tokenizer: TokenizerConfig) -> None:
     model = architecture(config.model, 1 if tokenizer.path else tokenizer.vocab_size)
     check_model(model, config.objective)
     check_length(model, config.data.seq_len, "config.data.seq_len")
-    check_patterns(config, param_shapes(model))
+    check_patterns(config, with_pairs(config, param_shapes(model)))
     if KINDS[config.objective.kind].needs_mask and tokenizer.path:
         mask_id(configured_tokenizer(tokenizer))
     if not config.model.causal:
@@ -120,7 +124,7 @@ def _train(
 ) -> dict[str, float]:
     """Trains over the mesh in use; returns the final scores."""
     config = run.config
-    shapes = param_shapes(model)
+    shapes = run.param_shapes(model)
     source = BatchSource(rows.mixture, config.batch_size, batch_sharding(run.mesh))
     predicted = KINDS[config.objective.kind].predicted(config.objective)
     try:
@@ -129,7 +133,7 @@ def _train(
             run.directory,
             run.mesh,
             objective=evaluation.objective,
-            initial_params=_initial_params(config, model, shapes, run.mesh),
+            initial_params=_initial_params(run, model, shapes),
             param_shapes=shapes,
             rules=SHARDING_RULES,
             source=source,
@@ -203,13 +207,13 @@ class _Evaluation:
 
 
 def _initial_params(
-    config: PretrainConfig, model: TransformerConfig, shapes: Params, mesh: Mesh
+    run: TrainingRun[PretrainConfig], model: TransformerConfig, shapes: Params
 ) -> Callable[[], dict[str, Any]]:
     """What makes the parameters that training begins from: random ones, or those of `init`."""
-    if config.init:
-        return lambda: load_model(config.init, mesh, config.model).params
-    layout = shardings(shapes, SHARDING_RULES, mesh)
-    key = jax.random.key(config.seed)
+    if run.config.init:
+        return lambda: run.loaded_params(model)
+    layout = shardings(shapes, SHARDING_RULES, run.mesh)
+    key = jax.random.key(run.config.seed)
     return lambda: jax.jit(lambda key: init_params(model, key), out_shardings=layout)(key)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxllm import trees
-from jaxllm.checkpoints.load import load_model, tokenizer_path
+from jaxllm.checkpoints.load import tokenizer_path
 from jaxllm.data.batches import BatchSource
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, prepare_corpus
@@ -38,7 +38,13 @@ from jaxllm.sharding.processes import is_main
 from jaxllm.stages.fields import ModelTrainingFields, SamplingFields
 from jaxllm.stages.fit import check_patterns, fit
 from jaxllm.stages.held_out import HeldOut
-from jaxllm.stages.training_run import TrainingRun, model_to_continue, train_in, work_directory
+from jaxllm.stages.training_run import (
+    TrainingRun,
+    model_to_continue,
+    train_in,
+    with_pairs,
+    work_directory,
+)
 from jaxllm.tokenizers.chat_template import ChatTemplate, Message
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -139,7 +145,7 @@ def _check(config: SftConfig, tokenizer: TokenizerConfig) -> None:
             "config.init: its model sees both ways (config.model.causal=False), and cannot answer."
         )
     check_length(model, config.data.seq_len, "config.data.seq_len")
-    check_patterns(config, param_shapes(model))
+    check_patterns(config, with_pairs(config, param_shapes(model)))
     config.sft.encoder(loaded, config.data.seq_len)
 
 
@@ -168,7 +174,7 @@ def _train(
     evaluation: "_Evaluation",
 ) -> dict[str, float]:
     """Trains over the mesh in use; returns the final scores."""
-    config, shapes = run.config, param_shapes(model)
+    config, shapes = run.config, run.param_shapes(model)
     source = BatchSource(rows.mixture, config.batch_size, batch_sharding(run.mesh))
     try:
         state, frozen, measured = fit(
@@ -176,7 +182,7 @@ def _train(
             run.directory,
             run.mesh,
             objective=evaluation.objective,
-            initial_params=lambda: load_model(config.init, run.mesh, config.model).params,
+            initial_params=lambda: run.loaded_params(model),
             param_shapes=shapes,
             rules=SHARDING_RULES,
             source=source,

@@ -6,11 +6,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import jax
 from jax.sharding import Mesh
 
-from jaxllm.checkpoints.load import model_config_of, tokenizer_path
+from jaxllm import trees
+from jaxllm.checkpoints.base import check_base, parameter_checksums, record_base
+from jaxllm.checkpoints.load import load_model, model_config_of, tokenizer_path
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, DocumentKind, WholeTexts, prepare_corpus
@@ -18,13 +21,16 @@ from jaxllm.data.training_rows import TrainingRows, training_rows
 from jaxllm.errors import UserError
 from jaxllm.files import locked
 from jaxllm.host_memory import keep_freed_memory_on_cpu
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import ModelConfig, TransformerConfig
+from jaxllm.models.lora import init_pairs, pair_shapes
+from jaxllm.models.transformer import SHARDING_RULES, param_shapes
 from jaxllm.reporting.goodput import Ledger
 from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.report import write_report
 from jaxllm.reporting.tables import print_summary
 from jaxllm.sharding.mesh import make_mesh
 from jaxllm.sharding.processes import check_shared, from_main, is_main, main_first
+from jaxllm.sharding.rules import shardings
 from jaxllm.stages.continued import continued_model
 from jaxllm.stages.data_scores import data_scores, phase_scores, print_mixture, source_scores
 from jaxllm.stages.fields import ModelTrainingFields
@@ -72,6 +78,36 @@ class TrainingRun(Generic[C]):
             self.ledger.keep(self.directory.goodput)
         print_mixture(rows, self.drawn)
 
+    def param_shapes(self, model: TransformerConfig) -> dict[str, Any]:
+        """The parameters of the model, with the pairs beside them, if there are any.
+
+        Raises:
+            UserError: `lora.pattern` matches none.
+        """
+        return with_pairs(self.config, param_shapes(model))
+
+    def loaded_params(self, model: TransformerConfig) -> dict[str, Any]:
+        """The parameters of `init`, with new pairs beside them, if there are to be any.
+
+        Raises:
+            UserError: they are not those that the run began with.
+        """
+        config = self.config
+        params = load_model(config.init, self.mesh, config.model).params
+        if not config.lora.rank:
+            return params
+        checksums = parameter_checksums(params)
+        if self.begun_with:
+            check_base(self.directory, config.init, checksums)
+        elif is_main():
+            record_base(self.directory, config.init, checksums)
+        shapes = pair_shapes(param_shapes(model), config.lora)
+        make = jax.jit(
+            lambda params, key: init_pairs(params, config.lora, key),
+            out_shardings=shardings(shapes, SHARDING_RULES, self.mesh),
+        )
+        return trees.merge(params, make(params, jax.random.key(config.seed)))
+
     def data_scores(self, corpus: Corpus, rows: TrainingRows) -> dict[str, float]:
         """What the summary tells of the data."""
         return data_scores(corpus) | source_scores(rows) | rows.scalars(self.drawn)
@@ -80,6 +116,15 @@ class TrainingRun(Generic[C]):
     def drawn(self) -> int:
         """Rows of all steps."""
         return self.config.steps * self.config.batch_size
+
+
+def with_pairs(config: ModelTrainingFields, shapes: dict[str, Any]) -> dict[str, Any]:
+    """The shapes of a model with those of the pairs beside its matrices, if there are to be any.
+
+    Raises:
+        UserError: `lora.pattern` matches none.
+    """
+    return trees.merge(shapes, pair_shapes(shapes, config.lora)) if config.lora.rank else shapes
 
 
 def work_directory(workdir: Path | None) -> RunDirectory:

@@ -57,7 +57,9 @@ class Run:
     step_function: TrainStep
     """The jitted train step; it donates the state."""
     frozen: Params
-    """Parameters that are not trained."""
+    """Parameters that are not trained,"""
+    kept: Params
+    """and those of them that checkpoints hold."""
     source: Source
     evaluate: Callable[[int, TrainState], dict[str, float]]
     """Scores of the state after this many steps; `eval/loss` decides which checkpoint is best."""
@@ -194,7 +196,7 @@ class _Loop:
                 check_replicas(trees.merge(state.params, run.frozen))
                 check_replicas(state.average or {})
             run.recorder.flush()
-            run.checkpointer.save(step, *checkpoint_items(state, run.frozen))
+            run.checkpointer.save(step, *checkpoint_items(state, run.kept))
             run.ledger.write()
         self._run.watchdog.finished(step)
 
@@ -250,29 +252,29 @@ class _Loop:
         return time.monotonic() - self._begin
 
 
-def checkpoint_items(state: TrainState, frozen: Params) -> tuple[Any, Mapping[str, Any]]:
+def checkpoint_items(state: TrainState, kept: Params) -> tuple[Any, Mapping[str, Any]]:
     """The state as a checkpoint holds it: `params`, which later stages read, and the rest.
 
-    `params` are all parameters; those that are averaged as their average, and themselves in the
-    rest.
+    `params` are the trained parameters and `kept`, the others that are to be found again; those
+    that are averaged as their average, and themselves in the rest.
     """
     rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     average = rest.pop("average")
     given_on = rest.pop("params") if average is None else average
-    return trees.merge(given_on, frozen), rest
+    return trees.merge(given_on, kept), rest
 
 
 def state_of(
     params: Params, rest: Mapping[str, Any], trainable: str
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state and the parameters not trained, of a checkpoint's items.
+    """The state and the parameters kept beside it, of a checkpoint's items.
 
     The inverse of `checkpoint_items`; `trainable` is the pattern that the run splits them by.
     """
-    trained, frozen = trees.split(params, trainable)
+    trained, kept = trees.split(params, trainable)
     if "params" in rest:
-        return TrainState(average=trained, **rest), frozen
-    return TrainState(params=trained, **rest), frozen
+        return TrainState(average=trained, **rest), kept
+    return TrainState(params=trained, **rest), kept
 
 
 class _Clock:

@@ -11,12 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxllm.ops import experts as module
 from jaxllm.ops import grouped
-from jaxllm.ops.experts import expert_mlp, route
+from jaxllm.ops.experts import ExpertKernels, route
 from jaxllm.ops.products import PRODUCT
 from jaxllm.sharding.mesh import BATCH_AXES, MeshConfig, make_mesh
 
 BATCH, SEQ, EXPERTS, K, EMBED, INNER = 2, 20, 4, 2, 6, 10
+
+
+def expert_mlp(x, choices, weights, gate, up, down, *rest):
+    kernels = map(ExpertKernels, (gate, up, down))
+    return module.expert_mlp(x, choices, weights, *kernels, *rest)
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -87,6 +87,7 @@ class Harness:
             steps=steps,
             step_function=self._step,
             frozen={},
+            kept={},
             source=source or self._batch,
             evaluate=self._evaluate,
             diagnose=lambda step, state, batch: f"batch {int(batch['tokens'][0])} of step {step}",

@@ -7,9 +7,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxllm.errors import Preempted
+from jaxllm.ops.checksum import checksum
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 from jaxllm.training import replicas
-from jaxllm.training.replicas import ReplicasDiffer, check_replicas, checksum
+from jaxllm.training.replicas import ReplicasDiffer, check_replicas
 
 SPECS = {
     "replicated": PartitionSpec(),

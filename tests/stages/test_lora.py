@@ -1,0 +1,162 @@
+"""Runs that train low-rank pairs: what they keep, and what they need of their base."""
+
+import json
+import shutil
+
+import pytest
+
+SETTINGS = {
+    "steps": 6,
+    "batch_size": 8,
+    "data__seq_len": 32,
+    "data__eval_fraction": 0.2,
+    "log__every": 1,
+    "checkpoint__every": 3,
+    "eval__every": 3,
+    "max_new_tokens": 4,
+    "optimizer__learning_rate": 1e-2,
+    "lora__rank": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def instructions(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "instructions.jsonl"
+    records = [{"prompt": f"Repeat {n}", "response": f"yes {n}"} for n in range(80)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def base(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "base")
+
+
+@pytest.fixture
+def adapt(command, instructions):
+    def run(workdir, init, stage="sft", **fields):
+        data = {"data__train": instructions} if stage == "sft" else {}
+        return command(stage, workdir, **{**SETTINGS, **data, "init": init, **fields})
+
+    return run
+
+
+def losses(run, name="eval/loss"):
+    logged = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[name] for line in logged if name in line}
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_adapter_is_kept_alone_and_used_with_its_base(adapt, command, base, tmp_path):
+    run = tmp_path / "run"
+    result = adapt(run, base, steps=12)
+    assert result.code == 0, result.err
+    assert "attention/query/kernel" in result.err
+    assert "all of the model" in result.err
+    found = losses(run)
+    assert found[12] < found[3]
+    summary = json.loads((run / "summary.json").read_text())
+    of_base = json.loads((base / "summary.json").read_text())
+    assert summary["model/trained_parameters"] < 0.5 * of_base["model/parameters"]
+    # Two moments of float32, and two counters.
+    assert summary["model/optimizer_bytes"] == 8 * summary["model/trained_parameters"] + 4
+    newest = max((base / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    assert size(run / "checkpoints" / "12" / "params") < 0.7 * size(newest / "params")
+
+    evaluated = command("evaluate", tmp_path / "evaluated", init=run)
+    assert evaluated.code == 0, evaluated.err
+    again = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
+    assert again["eval/loss"] == pytest.approx(found[12], abs=1e-5)
+    exported = command("export_hf", tmp_path / "exported", init=run)
+    assert exported.code == 0, exported.err
+
+    # An adapter may be the base of another, and of a run that trains everything.
+    assert adapt(tmp_path / "second", run, steps=1).code == 0
+    assert command("generate", init=tmp_path / "second", prompt="a").code == 0
+    assert adapt(tmp_path / "whole", run, steps=1, lora__rank=0).code == 0
+    assert not (tmp_path / "whole" / "base.json").exists()
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(adapt, base, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    fields = {"optimizer__schedule": "constant", "lora__dropout": 0.2}
+    assert adapt(whole, base, **fields).code == 0
+    assert adapt(halves, base, steps=3, **fields).code == 0
+    assert adapt(halves, base, **fields).code == 0
+    assert losses(halves, "train/loss") == losses(whole, "train/loss")
+    assert losses(halves) == losses(whole)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lora__dora": True, "lora__pattern": ".*query/kernel|embedding"},
+        {"lora__rslora": True, "train__ema": 0.9},
+        {"train__trainable": r".*_lora_(a|b)|.*norm/scale"},
+    ],
+)
+def test_options_come_back_as_they_were_trained(fields, adapt, command, base, tmp_path):
+    run = tmp_path / "run"
+    result = adapt(run, base, steps=3, **fields)
+    assert result.code == 0, result.err
+    evaluated = command("evaluate", tmp_path / "evaluated", init=run)
+    assert evaluated.code == 0, evaluated.err
+    again = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
+    assert again["eval/loss"] == pytest.approx(losses(run)[3], abs=1e-5)
+
+
+def test_pretraining_goes_on_with_pairs(adapt, base, corpus, tmp_path):
+    fields = {"data__train": corpus, "tokenizer__vocab_size": 300, "references": False}
+    model = {"model__layers": 1, "model__width": 16, "model__heads": 2}
+    assert adapt(tmp_path / "run", base, "pretrain", steps=1, **fields, **model).code == 0
+
+
+def test_a_base_that_is_moved_with_its_adapter_is_found(adapt, command, base, tmp_path):
+    assert adapt(tmp_path / "run", base, steps=1).code == 0
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("base", "run"):
+        shutil.move(tmp_path / name, tmp_path / "elsewhere" / name)
+    assert command("generate", init=tmp_path / "elsewhere" / "run", prompt="a").code == 0
+    shutil.rmtree(tmp_path / "elsewhere" / "base")
+    result = command("generate", init=tmp_path / "elsewhere" / "run", prompt="a")
+    assert result.code == 2
+    assert f"its base is not at {base} any more" in result.err
+
+
+def test_an_adapter_for_another_base_is_told(adapt, command, arguments, base, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert adapt(run, base, steps=1).code == 0
+    assert command("pretrain", other, init=base, steps=1).code == 0
+    shutil.rmtree(base)
+    shutil.move(other, base)
+    for result in (command("evaluate", init=run), adapt(run, base, steps=2)):
+        assert result.code == 2
+        assert "is not the base that the adapter" in result.err
+        assert "parameters differ, embedding among them" in result.err
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"lora__pattern": ".*attn.*"},
+            "matches no matrix of the model; there are stack_0/layer_0/attention/",
+        ),
+        ({"train__trainable": "lora", "lora__rank": 0}, "lora asks for pairs; give lora.rank too"),
+        ({"train__trainable": "nothing"}, "config.train.trainable: the pattern 'nothing'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_made(fields, message, adapt, base, tmp_path):
+    result = adapt(tmp_path / "run", base, **fields)
+    assert result.code == 2
+    assert message in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_pairs_want_a_trained_model(command, tmp_path):
+    result = command("pretrain", tmp_path / "run", lora__rank=2)
+    assert result.code == 2
+    assert "config.lora.rank: pairs are trained beside a trained model" in result.err
