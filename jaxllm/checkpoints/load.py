@@ -39,6 +39,15 @@ class LoadedModel(NamedTuple):
     once; 0: neither is known."""
 
 
+class LoadedAdapter(NamedTuple):
+    """What a run has trained beside a base."""
+
+    config: LoraConfig
+    params: dict[str, Any]
+    """The low-rank pairs, and whatever else was trained."""
+    step: int
+
+
 def load_model(
     path: str | Path, mesh: Mesh, model_config: ModelConfig | None = None
 ) -> LoadedModel:
@@ -69,9 +78,8 @@ def load_model(
     if is_published(path):
         return LoadedModel(model, read_params(path, model, mesh), tokenizer, 0, model.max_positions)
     run = RunDirectory(path)
-    adapter = lora_config_of(run)
-    if adapter.rank:
-        step, params = _adapted_params(run, adapter, model, mesh, model_config)
+    if lora_config_of(run).rank:
+        step, params = _adapted_params(run, model, mesh, model_config)
     else:
         shapes = with_shardings(param_shapes(model), SHARDING_RULES, mesh)
         step, params = _newest_params(run, shapes)
@@ -84,25 +92,34 @@ def lora_config_of(run: RunDirectory) -> LoraConfig:
     return configuration.from_dict(LoraConfig, run.config().get("lora", {}), "lora")
 
 
+def load_adapter(run: RunDirectory, model: TransformerConfig, mesh: Mesh) -> LoadedAdapter:
+    """What a run has trained beside its base, which is not loaded.
+
+    Raises:
+        UserError: the run is no adapter, or has no checkpoint yet.
+    """
+    config = lora_config_of(run)
+    if not config.rank:
+        raise UserError(f"{run.path}: is no adapter (its config.lora.rank is 0).")
+    shapes = param_shapes(model)
+    trainable = run.config().get("train", {}).get("trainable", "")
+    kept, _ = trees.divide(
+        trees.merge(shapes, pair_shapes(shapes, config)), kept_pattern(trainable, config)
+    )
+    step, params = _newest_params(run, with_shardings(kept, SHARDING_RULES, mesh))
+    return LoadedAdapter(config, params, step)
+
+
 def _adapted_params(
-    run: RunDirectory,
-    adapter: LoraConfig,
-    model: TransformerConfig,
-    mesh: Mesh,
-    model_config: ModelConfig | None,
+    run: RunDirectory, model: TransformerConfig, mesh: Mesh, model_config: ModelConfig | None
 ) -> tuple[int, dict[str, Any]]:
     """The step of an adapter's run, and its base with the pairs added into its matrices."""
     path = base_path(run)
     base = load_model(path, mesh, model_config).params
     check_base(run, path, parameter_checksums(base))
-    shapes = param_shapes(model)
-    trainable = run.config().get("train", {}).get("trainable", "")
-    kept, _ = trees.divide(
-        trees.merge(shapes, pair_shapes(shapes, adapter)), kept_pattern(trainable, adapter)
-    )
-    step, own = _newest_params(run, with_shardings(kept, SHARDING_RULES, mesh))
+    adapter = load_adapter(run, model, mesh)
     with jax.set_mesh(mesh):
-        return step, jax.jit(merged)(trees.replaced(base, own))
+        return adapter.step, jax.jit(merged)(trees.replaced(base, adapter.params))
 
 
 def model_config_of(path: str | Path) -> ModelConfig:

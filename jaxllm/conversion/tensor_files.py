@@ -120,15 +120,17 @@ class TensorFiles:
 
 
 @contextlib.contextmanager
-def open_tensors(folder: Path) -> Iterator[TensorFiles]:
+def open_tensors(
+    folder: Path, safetensors: str = SAFETENSORS, torch: str = TORCH
+) -> Iterator[TensorFiles]:
     """The tensors of a folder: of `model.safetensors`, of the files of its index, or of PyTorch's
-    `pytorch_model.bin` or the files of its index.
+    `pytorch_model.bin` or the files of its index; or of files of other names.
 
     Raises:
         UserError: there are none of these, a file is missing or damaged, or those of PyTorch are
             there alone and PyTorch is not.
     """
-    for name, opener in ((SAFETENSORS, _SafetensorsFile), (TORCH, _TorchFile)):
+    for name, opener in ((safetensors, _SafetensorsFile), (torch, _TorchFile)):
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
             files = [name]
@@ -140,8 +142,8 @@ def open_tensors(folder: Path) -> Iterator[TensorFiles]:
             yield TensorFiles(folder, {file: opener(folder / file, stack) for file in files})
         return
     raise UserError(
-        f"{folder}: holds no weights ({SAFETENSORS}, {SAFETENSORS}.index.json, {TORCH} and "
-        f"{TORCH}.index.json are missing)."
+        f"{folder}: holds no weights ({safetensors}, {safetensors}.index.json, {torch} and "
+        f"{torch}.index.json are missing)."
     )
 
 

@@ -138,6 +138,51 @@ def test_an_adapter_for_another_base_is_told(adapt, command, arguments, base, tm
         assert "parameters differ, embedding among them" in result.err
 
 
+def test_an_adapter_goes_out_in_the_format_of_peft_and_comes_back(adapt, command, base, tmp_path):
+    run, folder, again = (tmp_path / name for name in ("run", "peft", "again"))
+    fields = {"lora__rslora": True, "optimizer__learning_rate": 0.1}
+    assert adapt(run, base, steps=12, **fields).code == 0
+    exported = command("export_hf", folder, init=run, adapter=True)
+    assert exported.code == 0, exported.err
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    imported = command("import_hf", again, init=folder, base=base)
+    assert imported.code == 0, imported.err
+    assert "an adapter of rank 2" in imported.out
+    written = {"prompt": "a", "max_new_tokens": 24, "temperature": 0.0}
+    texts = [command("generate", init=init, **written).out for init in (run, again, base)]
+    assert texts[0] == texts[1] != texts[2]
+    assert command("import_hf", again, init=folder, base=base).out.endswith("imported already.\n")
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields", "message"),
+    [
+        ("import_hf", {"base": ""}, "config.base: give the run directory"),
+        ("import_hf", {"lora__rank": 3}, "config.lora: is told by the adapter's files"),
+        ("import_hf", {"base": "/nowhere"}, "/nowhere: is no run directory"),
+    ],
+)
+def test_mistakes_of_importing_an_adapter(stage, fields, message, command, base, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    given = {"init": tmp_path / "adapter", "base": base, **fields}
+    result = command(stage, tmp_path / "run", **given)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_what_is_no_adapter_is_not_exported_as_one(adapt, command, base, tmp_path):
+    result = command("export_hf", tmp_path / "out", init=base, adapter=True)
+    assert (result.code, "is no adapter" in result.err) == (2, True)
+    fields = {"train__trainable": r".*_lora_(a|b)|.*norm/scale"}
+    assert adapt(tmp_path / "run", base, steps=1, **fields).code == 0
+    result = command("export_hf", tmp_path / "out", init=tmp_path / "run", adapter=True)
+    assert (result.code, "norm/scale too, which is no low-rank pair" in result.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
