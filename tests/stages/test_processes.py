@@ -152,6 +152,53 @@ def test_several_processes_train_and_write_what_one_does(
     assert "the run is finished" in again.output(0)
 
 
+FINE_TUNING = {
+    "steps": 24,
+    "batch_size": 8,
+    "data.seq_len": 32,
+    "log.every": 1,
+    "checkpoint.every": 8,
+    "eval.every": 8,
+    "max_new_tokens": 4,
+    "optimizer.learning_rate": 0.01,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lora.rank": 2, "lora.dropout": 0.1},
+        pytest.param({"sft.layout": "chat", "mesh.fsdp": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_fine_tune_as_one_does_and_go_on_after_a_fault(
+    arguments, start, finished_run, compiled, tmp_path, fields
+):
+    data = tmp_path / "instructions.jsonl"
+    records = ({"prompt": f"Say {n}", "response": f"yes {n}"} for n in range(80))
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    given = {"init": finished_run, "data.train": data, **FINE_TUNING, **fields}
+    given |= {"data.eval_fraction": 0.2}
+    one, two, halved = (tmp_path / name for name in ("one", "two", "halved"))
+    alone = start(arguments("sft", one, given | {"mesh.fsdp": 1}), 1)
+    assert alone.wait() == [0], alone.output(0)
+    together = start(arguments("sft", two, given), 2)
+    assert together.wait() == [0, 0], together.output(0)
+    _assert_same_curve(one, two)
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+
+    killed = start(arguments("sft", halved, given | {"steps": 2000}), 2)
+    _wait_for(halved / "checkpoints" / "8", killed)
+    os.kill(killed.worker(1), signal.SIGKILL)
+    codes = killed.wait()
+    assert codes[0] == 75, killed.output(0)
+    saved = [int(path.name) for path in (halved / "checkpoints").iterdir() if path.name.isdigit()]
+    steps = {"steps": max(saved) + 8, "mesh.fsdp": 1}
+    resumed = start(arguments("sft", halved, given | steps), 1)
+    assert resumed.wait() == [0], resumed.output(0)
+    assert "going on from step" in resumed.output(0)
+
+
 _BATCHES = """
 import json, os, sys
 import jax, numpy as np
