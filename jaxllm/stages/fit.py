@@ -22,7 +22,7 @@ from jaxllm.sharding.rules import Rules, with_shardings
 from jaxllm.stages.fields import TrainingFields
 from jaxllm.stages.trained import print_trained, trained_scores
 from jaxllm.training.diagnose import first_non_finite
-from jaxllm.training.learning_rates import check_factors, parse_factors
+from jaxllm.training.learning_rates import check_factors, layer_factors, parse_factors
 from jaxllm.training.loop import Run, Source, checkpoint_items, state_of, train
 from jaxllm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxllm.training.recorder import Recorder
@@ -133,7 +133,9 @@ def fit(
         stack.enter_context(contextlib.closing(recorder))
         loop = Run(
             steps=config.steps,
-            step_function=_step_function(config, objective, optimizer, state_layout, mesh),
+            step_function=_step_function(
+                config, objective, optimizer, state_layout, param_shapes, mesh
+            ),
             frozen=frozen,
             kept=kept,
             source=source,
@@ -162,6 +164,7 @@ def _step_function(
     objective: Objective,
     optimizer: optax.GradientTransformationExtraArgs,
     layout: TrainState,
+    param_shapes: Params,
     mesh: Mesh,
 ) -> Any:
     """The jitted train step."""
@@ -172,6 +175,7 @@ def _step_function(
         micro_batches=config.micro_batches,
         seed=config.seed,
         factors=parse_factors(config.optimizer.learning_rates),
+        by_layer=layer_factors(config.optimizer.layer_decay, param_shapes),
         ema=config.train.ema,
     )
     return jit_step(step, layout, mesh)

@@ -44,6 +44,9 @@ class OptimizerConfig:
     """Factors by parameter, `PATTERN:FACTOR,…` over whole parameter paths, of which the first that
     matches counts (`embedding:0.1,.*norm/scale:2`); others have 1, and 0 leaves a parameter as it
     is."""
+    layer_decay: float = 1.0
+    """Factor of the rate from each layer to the one below it: under 1, the lower a layer the less
+    it moves, and the embedding the least; usual in fine-tuning are 0.8 to 0.95."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices, times the learning rate."""
     clip_norm: float = 1.0
@@ -83,6 +86,8 @@ class OptimizerConfig:
         for name in ("final_fraction", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: must be in [0, 1]")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError("layer_decay: must be in (0, 1]")
         if self.eps <= 0:
             raise ValueError("eps: must be positive")
         self._check_unread()

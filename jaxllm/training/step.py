@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, RowKeys, Sums
 from jaxllm.sharding.mesh import BATCH_AXES, batch_sharding, constrain
 from jaxllm.sharding.rules import Rules, shardings, with_sharding
-from jaxllm.training.learning_rates import Factors, factor_tree
+from jaxllm.training.learning_rates import Factors, LayerFactors, factor_tree
 from jaxllm.training.moments import moment_shardings
 from jaxllm.training.rounding import stochastic_round
 from jaxllm.training.state import TrainState, new_state
@@ -33,6 +33,7 @@ def make_train_step(
     micro_batches: int,
     seed: int,
     factors: Factors = (),
+    by_layer: LayerFactors | None = None,
     ema: float = 0.0,
 ) -> TrainStep:
     """The pure function `(state, frozen, batch) -> (state, metrics)`; jit it with `jit_step`.
@@ -50,6 +51,7 @@ def make_train_step(
         micro_batches: into how many parts a batch is cut.
         seed: of what rows draw, and of the rounding of what is stored in bfloat16.
         factors: of the learning rate, by path.
+        by_layer: more of them, from `layer_factors`.
         ema: decay of the moving average of parameters; 0: the state holds none.
     """
 
@@ -62,7 +64,9 @@ def make_train_step(
         )
         grad_norm = optax.tree.norm(gradients)
         learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
-        rates = jax.tree.map(lambda f: learning_rate * f, factor_tree(factors, state.params))
+        rates = jax.tree.map(
+            lambda f: learning_rate * f, factor_tree(factors, state.params, by_layer)
+        )
         updated, direction_norm = _updated(state, optimizer, gradients, rates, ema, seed)
 
         # The directions too: an optimizer can divide by zero where gradients are finite.

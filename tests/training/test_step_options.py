@@ -137,6 +137,19 @@ def test_factors_scale_the_rate_of_their_parameters_with_its_weight_decay():
     np.testing.assert_array_equal(held[1], plain[1])
 
 
+def test_layers_of_one_stack_have_rates_of_their_own():
+    config = OptimizerConfig(weight_decay=0.0)
+    state, step = trainer(pulling(), config, rate=0.01)
+    plain = jax.tree.map(jnp.subtract, step(state, {}, BATCH)[0].params, state.params)
+    rows = state.params["a"]["kernel"].shape[0]
+    by_layer = {"a/kernel": np.linspace(0, 1, rows, dtype=np.float32).reshape(-1, 1)}
+    state, step = trainer(pulling(), config, rate=0.01, by_layer=by_layer)
+    moved = jax.tree.map(jnp.subtract, step(state, {}, BATCH)[0].params, state.params)
+    expected = by_layer["a/kernel"] * plain["a"]["kernel"]
+    np.testing.assert_allclose(moved["a"]["kernel"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(moved["b"]["scale"], plain["b"]["scale"])
+
+
 def test_the_average_of_parameters_follows_them_and_skips_what_they_skip():
     ema = 0.35
     state, step = trainer(pulling(), OptimizerConfig(), rate=0.01, averaged=True, ema=ema)
