@@ -1,6 +1,8 @@
-"""Seconds of a training step on CPU, beside Transformers, eager and compiled, and plain Flax.
+"""Seconds of a training step on CPU, beside Transformers, eager and compiled, and plain Flax; and
+of one that trains low-rank pairs, beside PEFT.
 
     python benchmarks/train.py [--turns=6] [--only=jaxllm,eager] [--memory=kept]
+    python benchmarks/train.py --only=jaxllm_lora,peft,jaxllm
 
 Needs `pip install -e .[peers]`, and a C++ compiler for `torch.compile`. Every competitor is a
 process of its own, on as many threads as there are cores; they make three steps in turn, so that
@@ -8,12 +10,15 @@ what else the machine does hits all alike. The first of three is not counted: it
 and the caches taken. The model is a Llama of 8.5 M parameters (256 wide, 8 layers,
 4 heads, MLP of 704, vocabulary of 8,192, tied) on batches of 16 x 256 tokens, float32, AdamW.
 `products` are the products of that step with parameters, one after another, which all of them make;
-attention's own come on top. jaxllm sets glibc's allocator as it does when it trains
-(`jaxllm/host_memory.py`); `--memory` sets it by the environment, for every process alike.
+attention's own come on top. `jaxllm_lora` and `peft` train pairs of rank 8 beside the matrices of
+attention and MLP. At the end each process tells the most memory it has held. jaxllm sets glibc's
+allocator as it does when it trains (`jaxllm/host_memory.py`); `--memory` sets it by the
+environment, for every process alike.
 """
 
 import argparse
 import os
+import resource
 import statistics
 import sys
 from collections.abc import Callable
@@ -23,6 +28,7 @@ from llama import HEADS, LAYERS, MLP, VOCAB, WIDTH, transformers_llama
 
 BATCH, SEQ = 16, 256
 TOKENS = BATCH * SEQ
+RANK = 8
 COMPETITORS = ("jaxllm", "eager", "compiled", "plain_flax", "products", "torch_products")
 # Arrays that are made and freed in every step cost a page fault for each 4 KiB: with `large-pages`
 # for each 2 MiB, and with `kept`, where freed memory is not given back to the system, none.
@@ -37,17 +43,19 @@ MEMORY: dict[str, dict[str, str]] = {
 }
 
 
-def jaxllm_step() -> Step:
-    """A step of ours, in a process set up as for the stage `pretrain`; it prints the temporaries
-    of its program to stderr."""
+def jaxllm_step(rank: int = 0) -> Step:
+    """A step of ours, in a process set up as for the stage `pretrain`, of all parameters or of
+    low-rank pairs; it prints the temporaries of its program to stderr."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
+    from jaxllm import trees
     from jaxllm.host_memory import keep_freed_memory_on_cpu
     from jaxllm.models.config import ModelConfig
     from jaxllm.models.families import architecture
-    from jaxllm.models.transformer import SHARDING_RULES, init_params, param_shapes
+    from jaxllm.models.lora import LoraConfig, init_pairs, trained_pattern
+    from jaxllm.models.transformer import SHARDING_RULES, init_params
     from jaxllm.objectives.cross_entropy import CrossEntropyConfig
     from jaxllm.objectives.next_token import next_token
     from jaxllm.sharding.mesh import MeshConfig, make_mesh
@@ -74,17 +82,23 @@ def jaxllm_step() -> Step:
         "segment_ids": jnp.ones_like(tokens),
         "loss_weights": jnp.ones(tokens.shape, jnp.float32),
     }
+    lora = LoraConfig(rank)
     with jax.set_mesh(mesh):
-        shapes = state_shapes(param_shapes(model), optimizer, SHARDING_RULES, mesh)
         params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
-        state = init_state(params, optimizer, shapes)
-        compiled = jit_step(step, shapes, mesh).lower(state, {}, batch).compile()
+        if rank:
+            pairs = jax.jit(lambda params, key: init_pairs(params, lora, key))
+            params = trees.merge(params, pairs(params, jax.random.key(1)))
+        trained, frozen = trees.split(params, trained_pattern(".*", lora))
+        shapes = state_shapes(jax.eval_shape(lambda: trained), optimizer, SHARDING_RULES, mesh)
+        state = init_state(trained, optimizer, shapes)
+        compiled = jit_step(step, shapes, mesh).lower(state, frozen, batch).compile()
+    del params, trained
     temporary = compiled.memory_analysis().temp_size_in_bytes
     print(f"temporaries of a step: {temporary / 1e6:.0f} MB", file=sys.stderr)
 
     def run() -> None:
         nonlocal state
-        state, metrics = compiled(state, {}, batch)
+        state, metrics = compiled(state, frozen, batch)
         jax.block_until_ready((state, metrics))
 
     return run
@@ -108,19 +122,26 @@ def plain_flax_step() -> Step:
     return run
 
 
-def transformers_step(compiled: bool) -> Step:
-    """A step of Transformers' Llama with PyTorch's fused AdamW."""
+def transformers_step(compiled: bool, rank: int = 0) -> Step:
+    """A step of Transformers' Llama with PyTorch's fused AdamW; with a rank, of PEFT's pairs."""
     import torch
 
     model = transformers_llama(max_position_embeddings=SEQ, use_cache=False).train()
+    if rank:
+        import peft
+
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        pairs = peft.LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM")
+        model = peft.get_peft_model(model, pairs)
     forward = torch.compile(model) if compiled else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.1, fused=True)
     tokens = torch.randint(0, VOCAB, (BATCH, SEQ))
 
     def run() -> None:
         optimizer.zero_grad()
         forward(input_ids=tokens, labels=tokens).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
 
     return run
@@ -173,6 +194,8 @@ def torch_products_step() -> Step:
 
 STEPS: dict[str, Callable[[], Step]] = {
     "jaxllm": jaxllm_step,
+    "jaxllm_lora": lambda: jaxllm_step(RANK),
+    "peft": lambda: transformers_step(compiled=False, rank=RANK),
     "plain_flax": plain_flax_step,
     "eager": lambda: transformers_step(compiled=False),
     "compiled": lambda: transformers_step(compiled=True),
@@ -191,6 +214,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         work(STEPS[options.worker]())
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(f"{options.worker} held {held / 1000:,.0f} MB at the most", file=sys.stderr)
         return
 
     from jaxllm.reporting.tables import print_table

@@ -11,6 +11,7 @@ import pytest
 from jaxllm import host_memory
 from jaxllm.errors import UserError
 from jaxllm.host_memory import keep_freed_memory_on_cpu
+from jaxllm.sharding.mesh import MeshConfig
 from jaxllm.stages import pretrain
 
 # Page faults of taking and freeing 64 MiB four times more, in MiB. 41 is PR_SET_THP_DISABLE: with
@@ -92,8 +93,8 @@ def test_what_the_user_has_set_stays(monkeypatch, settings):
     assert not settings
 
 
-def test_pretraining_keeps_freed_memory(monkeypatch, settings):
+def test_training_keeps_freed_memory(monkeypatch, settings, tmp_path):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    with pytest.raises(UserError, match="--workdir is missing"):
-        pretrain.run(pretrain.PretrainConfig(), None)
+    with pytest.raises(UserError, match="does not fit"):
+        pretrain.run(pretrain.PretrainConfig(mesh=MeshConfig(fsdp=7)), tmp_path / "run")
     assert settings

@@ -1,7 +1,7 @@
 """Checkpoints of a run, by Orbax: asynchronous, kept by count and by best, robust when broken.
 
-`checkpoints/STEP/` holds two items: `params` (all parameters) and `progress` (the rest of the
-train state). A later stage reads `params` alone.
+`checkpoints/STEP/` holds two items: `params` (all parameters; of an adapter those beside its base)
+and `progress` (the rest of the train state). A later stage reads `params` alone.
 """
 
 import dataclasses

@@ -102,7 +102,7 @@ def load_adapter(run: RunDirectory, model: TransformerConfig, mesh: Mesh) -> Loa
     if not config.rank:
         raise UserError(f"{run.path}: is no adapter (its config.lora.rank is 0).")
     shapes = param_shapes(model)
-    trainable = run.config().get("train", {}).get("trainable", "")
+    trainable = run.config().get("train", {}).get("trainable", ".*")
     kept, _ = trees.divide(
         trees.merge(shapes, pair_shapes(shapes, config)), kept_pattern(trainable, config)
     )

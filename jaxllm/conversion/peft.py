@@ -49,6 +49,14 @@ _NEVER: dict[str, tuple[Any, ...]] = {
     "trainable_token_indices": (None, [], {}),
     "lora_bias": (None, False),
     "megatron_config": (None,),
+    "alora_invocation_tokens": (None, []),
+    "arrow_config": (None,),
+    "use_qalora": (None, False),
+    "use_bdlora": (None, False),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    # Others change the base.
+    "init_lora_weights": (True, False, None, "gaussian"),
 }
 
 Matrix = Float[np.ndarray, "..."]
@@ -116,13 +124,20 @@ def read_adapter(
         if path.endswith((SCALE, DROPOUT)):
             leaf[...] = config.scale if path.endswith(SCALE) else config.dropout
     for path, places in found.items():
+        lengths = flat.get(path + MAGNITUDE)
+        given = sum(pair.magnitude is not None for pair in places.values())
+        if lengths is not None and given < math.prod(lengths.shape[:-1]):
+            raise UserError(
+                f"{folder}: use_dora is true, and only {given} of the "
+                f"{math.prod(lengths.shape[:-1])} layers have a magnitude beside {path}."
+            )
         for place, pair in places.items():
             own = pair.a.shape[-1]
             flat[path + A][place][:, :own] = pair.a
             flat[path + B][place][:own] = pair.b
             flat[path + SCALE][place] = pair.scale
-            if pair.magnitude is not None:
-                flat[path + MAGNITUDE][place] = pair.magnitude
+            if lengths is not None:
+                lengths[place] = pair.magnitude
     return config, leaves
 
 
@@ -205,7 +220,7 @@ def _adapted(
     table: Table, model: TransformerConfig, leaves: Mapping[str, Matrix]
 ) -> Iterator[Tensor]:
     for tensor in tensors(table.weights, model):
-        inside = tensor.parts[0].path not in ("embedding",)
+        inside = tensor.parts[0].path != "embedding"
         if inside and any(part.path + A in leaves for part in tensor.parts):
             yield tensor
 

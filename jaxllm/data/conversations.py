@@ -31,9 +31,9 @@ class ConversationReader:
     """What stands between an instruction and its input."""
 
     @property
-    def name(self) -> str:
-        """Tells it from readers that would read the same records otherwise."""
-        return f"conversations {CONVERSATIONS_VERSION} {self.joint!r}"
+    def names(self) -> tuple[str, ...]:
+        """See `documents.Reader`."""
+        return (f"conversations {CONVERSATIONS_VERSION}", self.joint)
 
     def __call__(self, record: Record, marked: bool, clean: Cleaner) -> list[Passage]:
         """The conversation of a record; of a `text`, its documents.
@@ -87,6 +87,9 @@ def _message(message: Any, place: int) -> dict[str, Any]:
         raise ValueError(f"{where}.role is unknown: {role!r}; known are {', '.join(ROLES)}")
     given = {key: value for key, value in message.items() if value is not None}
     if "tool_calls" in given and role == "assistant":
+        calls = given["tool_calls"]
+        if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+            raise ValueError(f"{where}.tool_calls is no list of objects")
         given = {"content": ""} | given
     content = _text(given, "content", where=f"{where}.")
     if role == "tool_call":
@@ -168,6 +171,10 @@ def _question(messages: list[dict[str, Any]]) -> str:
 
 def _json(value: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        raise ValueError("not Unicode text (a lone surrogate)") from None
     except (TypeError, ValueError):  # of Parquet: a date, or bytes
         raise ValueError("holds what JSON cannot write") from None

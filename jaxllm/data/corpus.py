@@ -142,6 +142,7 @@ def prepare_corpus(
                 "it is held out, or was left out by config.data.cleaning"
                 f"{dropped if store.dropped else ''}. Leave the source out."
             )
+    _check_held_out(opened[EVAL])
     return Corpus(trained, entries, train, opened[EVAL], split, encoder)
 
 
@@ -176,7 +177,17 @@ def prepare_text(
     with locked(stores):
         split = held_out_documents(data, stores, work_dir, report, kind.reader)
         encoder = kind.encoder(tokenizer, data.seq_len)
-        return _stores(data, split, tokenizer, encoder, stores, report)[EVAL], split
+        store = _stores(data, split, tokenizer, encoder, stores, report)[EVAL]
+    _check_held_out(store)
+    return store, split
+
+
+def _check_held_out(store: TokenStore) -> None:
+    if not store.num_documents:
+        raise UserError(
+            f"config.data.eval: of the {store.dropped:,} held-out documents none has anything to "
+            "predict in the first config.data.seq_len tokens; make that larger."
+        )
 
 
 def stores_folder(data: DataConfig, work_dir: Path) -> Path:

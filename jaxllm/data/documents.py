@@ -49,8 +49,8 @@ class Reader(Protocol):
     """How a record becomes documents."""
 
     @property
-    def name(self) -> str:
-        """Tells it from readers that would read the same records otherwise."""
+    def names(self) -> tuple[str, ...]:
+        """Tell it from readers that would read the same records otherwise; none of plain text."""
         ...
 
     def __call__(self, record: Record, marked: bool, clean: Cleaner) -> list[Passage]:
@@ -70,7 +70,7 @@ class Reader(Protocol):
 class TextReader:
     """Reads the field `text`: what is pretrained on."""
 
-    name = "text"
+    names: tuple[str, ...] = ()
 
     def __call__(self, record: Record, marked: bool, clean: Cleaner) -> list[Passage]:
         return text_passages(record, marked, clean)

@@ -175,7 +175,7 @@ def _selected(
         [(source.name, source.fingerprint(), source.marked) for source in evaluation],
         (options, data.max_bad_fraction, dataclasses.asdict(data.cleaning)),
         (SPLIT_VERSION, CLEANING_VERSION),
-        reader.name,
+        *reader.names,
     )
     folder = stores / fingerprint
     sources = (*evaluation, *train)

@@ -41,6 +41,7 @@ TRAINED = rf".*({A}|{B}|{MAGNITUDE})"
 PAIRS = rf".*({'|'.join(SUFFIXES)})"
 """and of all their leaves."""
 
+_CONSTANT = rf".*({SCALE}|{DROPOUT})"
 _MATRIX = r"(.*/)?(kernel|embedding|output)"
 _OF_EXPERTS = r".*/experts/.*"
 _SHOWN = 4  # paths in a message
@@ -83,10 +84,10 @@ class LoraConfig:
 
 
 def trained_pattern(asked: str, config: LoraConfig) -> str:
-    """The pattern of the parameters to train, of `train.trainable`."""
-    if asked in ("", "lora"):
-        return TRAINED if config.rank else ".*"
-    return asked
+    """The pattern of the parameters to train, of `train.trainable`; never scale or dropout."""
+    if not config.rank:
+        return asked
+    return TRAINED if asked in (".*", "lora") else f"(?!{_CONSTANT}$)(?:{asked})"
 
 
 def kept_pattern(asked: str, config: LoraConfig) -> str:
@@ -107,7 +108,8 @@ class Pair(NamedTuple):
     def product(self) -> Float[Array, "*lead in out"]:
         """s·A·B, in float32."""
         a, b = self.a.astype(jnp.float32), self.b.astype(jnp.float32)
-        return self.scale[..., None, None].astype(jnp.float32) * (a @ b)
+        product = jnp.matmul(a, b, precision="highest")
+        return self.scale[..., None, None].astype(jnp.float32) * product
 
 
 def adapted_path(path: str) -> str:

@@ -102,7 +102,7 @@ class TrainingFields:
     @property
     def trained(self) -> str:
         """Pattern of the parameters that are trained."""
-        return self.train.trainable or ".*"
+        return self.train.trainable
 
     @property
     def kept(self) -> str:

@@ -58,7 +58,8 @@ def check_patterns(config: TrainingFields, param_shapes: Params) -> None:
     try:
         trainable, _ = trees.split(param_shapes, config.trained)
     except UserError as error:
-        raise UserError(f"config.train.trainable: {error}") from None
+        told = str(error).replace(repr(config.trained), repr(config.train.trainable))
+        raise UserError(f"config.train.trainable: {told}") from None
     check_factors(parse_factors(config.optimizer.learning_rates), trainable)
 
 

@@ -13,7 +13,7 @@ from jaxllm.checkpoints.base import parameter_checksums, record_base
 from jaxllm.checkpoints.checkpointer import Checkpointer
 from jaxllm.checkpoints.load import load_model, model_config_of, tokenizer_path
 from jaxllm.checkpoints.run_directory import RunDirectory
-from jaxllm.conversion.configuration import check_is_model, is_published
+from jaxllm.conversion.configuration import check_is_model, is_published, written_config
 from jaxllm.conversion.peft import is_adapter, read_adapter
 from jaxllm.conversion.tables import TABLES
 from jaxllm.errors import UserError
@@ -75,6 +75,7 @@ def _import(config: ImportConfig, directory: RunDirectory, adapter: bool) -> Non
     mesh = make_mesh(config.mesh)
     pairs: dict[str, Any] = {}
     if adapter:
+        written_config(model)  # that the base has a table is found before it is asked for
         size = load_tokenizer(tokenizer_path(init)).vocab_size
         lora, pairs = read_adapter(config.init, architecture(model, size), TABLES[model.family])
         config = dataclasses.replace(config, lora=lora)

@@ -1,5 +1,6 @@
 """The `sft` stage: a trained model and conversations in, an assistant out."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,8 +12,9 @@ from typing import Any
 import jax
 
 from jaxllm import trees
-from jaxllm.checkpoints.load import tokenizer_path
+from jaxllm.checkpoints.load import model_config_of, tokenizer_path
 from jaxllm.data.batches import BatchSource
+from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, prepare_corpus
 from jaxllm.data.examples import Examples, ExamplesConfig
@@ -61,7 +63,12 @@ class SftConfig(ModelTrainingFields, SamplingFields):
     """Always `sft`."""
     init: str = ""
     """Run directory or Hugging Face folder to take parameters, model and tokenizer from."""
-    data: DataConfig = DataConfig(train="builtin:pydocs_instruct", packing="best_fit")
+    data: DataConfig = DataConfig(
+        train="builtin:pydocs_instruct",
+        packing="best_fit",
+        # A system message, tools or an instruction that many share would make copies of them.
+        cleaning=CleaningConfig(near_duplicates=0.0),
+    )
     sft: ExamplesConfig = ExamplesConfig()
     objective: CrossEntropyConfig = CrossEntropyConfig()
     prompt: str = ""
@@ -102,11 +109,12 @@ def run(config: SftConfig, workdir: Path | None) -> None:
 
 def preview(config: SftConfig) -> None:
     """Prints the first examples, what of them is learnt, and what was cut or left out."""
+    model_config_of(config.init)  # a wrong path is told as such
+    if not is_main():
+        return
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = TokenizerConfig(path=str(tokenizer_path(config.init)))
         corpus = prepare_corpus(config.data, tokenizer, Path(scratch), Phases(), kind=config.sft)
-        if not is_main():
-            return
         shown = list(_shown(corpus.train, corpus.tokenizer, config.preview))
         print_preview(shown, _example_scores(corpus))
 
@@ -247,13 +255,12 @@ class _Evaluation:
         found = 0
         for text in corpus.split.texts(HELD_OUT):
             opening = _opening(json.loads(text))
-            if opening and found < _SAMPLES:
-                try:
-                    request = chat.ask(opening).request
-                except UserError:  # it is too long
-                    continue
-                found += 1
-                yield opening[-1]["content"], request
+            if opening:
+                with contextlib.suppress(UserError):  # it is too long
+                    yield opening[-1]["content"], chat.ask(opening).request
+                    found += 1
+            if found == _SAMPLES:
+                return
 
     def _write_samples(self, step: int, params: Params) -> None:
         engine = Engine(self._model, params, self._template.tokenizer, context=self._context)

@@ -49,7 +49,9 @@ def print_trained(shapes: trees.Tree, pattern: str, opt_state: Any) -> None:
     total = sum(row[1] for row in rows.values())
     cells.append(_cells("all of the model", int(scores["model/trained_parameters"]), total))
     header = ("trained", "numbers", "of a model of", "share")
-    print_table(header, cells, title="What is trained", stderr=True)
+    held = quantities.byte_count(scores["model/optimizer_bytes"])
+    title = f"What is trained; the optimizer keeps {held} for it"
+    print_table(header, cells, title=title, stderr=True)
 
 
 def _cells(kind: str, trained: int, whole: int) -> tuple[str, ...]:

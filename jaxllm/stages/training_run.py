@@ -12,7 +12,12 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllm import trees
-from jaxllm.checkpoints.base import check_base, parameter_checksums, record_base
+from jaxllm.checkpoints.base import (
+    base_path,
+    check_base,
+    parameter_checksums,
+    record_base,
+)
 from jaxllm.checkpoints.load import load_model, model_config_of, tokenizer_path
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.config import DataConfig
@@ -93,20 +98,29 @@ class TrainingRun(Generic[C]):
             UserError: they are not those that the run began with.
         """
         config = self.config
-        params = load_model(config.init, self.mesh, config.model).params
         if not config.lora.rank:
-            return params
-        checksums = parameter_checksums(params)
-        if self.begun_with:
-            check_base(self.directory, config.init, checksums)
-        elif is_main():
-            record_base(self.directory, config.init, checksums)
+            return load_model(config.init, self.mesh, config.model).params
+        params = self._base_params()
         shapes = pair_shapes(param_shapes(model), config.lora)
         make = jax.jit(
             lambda params, key: init_pairs(params, config.lora, key),
             out_shardings=shardings(shapes, SHARDING_RULES, self.mesh),
         )
         return trees.merge(params, make(params, jax.random.key(config.seed)))
+
+    def _base_params(self) -> dict[str, Any]:
+        """The parameters that pairs are trained beside; which they are is recorded, and checked in
+        later lives, in which the base may have been moved together with the run."""
+        directory = self.directory
+        known = from_main(directory.base.exists)
+        init = str(base_path(directory)) if known else self.config.init
+        params = load_model(init, self.mesh, self.config.model).params
+        checksums = parameter_checksums(params)
+        if known:
+            check_base(directory, init, checksums)
+        elif is_main():
+            record_base(directory, init, checksums)
+        return params
 
     def data_scores(self, corpus: Corpus, rows: TrainingRows) -> dict[str, float]:
         """What the summary tells of the data."""

@@ -8,9 +8,9 @@ import re
 class TrainConfig:
     """What is trained, whether it is averaged, and when a run that diverges ends."""
 
-    trainable: str = ""
-    """Pattern over the whole path of a parameter, or `lora` for low-rank pairs; the others stay as
-    they are. Empty: all, or with `lora.rank` the pairs."""
+    trainable: str = ".*"
+    """Pattern over the whole path of a parameter; the others stay as they are. With `lora.rank`,
+    `.*` and `lora` are the low-rank pairs."""
     ema: float = 0.0
     """Decay of an exponential moving average of the trained parameters (0.999, say), kept in
     float32 beside them; 0: none. Step t, from 0, takes min(ema, (1+t)/(10+t)), so that the

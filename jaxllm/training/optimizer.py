@@ -16,8 +16,8 @@ from jaxllm.training.learning_rates import parse_factors
 from jaxllm.training.moments import stored_in
 
 # Weight decay is for matrices; norm scales, biases and position embeddings are left alone.
-_DECAYED = r"(.*/)?(kernel|embedding|output)"
-_MATRICES = r"(.*/)?(kernel|embedding|output|position_embedding)"
+_DECAYED = r"(.*/)?(kernel|embedding|output)(_lora_[ab])?"
+_MATRICES = r"(.*/)?(kernel|embedding|output|position_embedding)(_lora_[ab])?"
 # Muon is for the matrices inside layers; embedding and output follow Adam.
 _ORTHOGONALISED = r"(.*/)?kernel"
 _MUON_MOMENTUM = 0.95

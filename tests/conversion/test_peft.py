@@ -137,6 +137,8 @@ def written(config_of, tmp_path):
         ({"fields": {"peft_type": "IA3"}}, "peft_type is 'IA3', and only LORA is known"),
         ({"fields": {"bias": "all"}}, "bias is 'all', which is not known"),
         ({"fields": {"modules_to_save": ["lm_head"]}}, "modules_to_save is"),
+        ({"fields": {"init_lora_weights": "pissa"}}, "init_lora_weights is 'pissa'"),
+        ({"fields": {"use_dora": True}}, "only 0 of the 3 layers have a magnitude"),
         ({"fields": {"r": 0}}, "r is 0, and must be a positive number"),
         ({"rename": ("q_proj", "c_attn")}, r"c_attn\.lora_A\.weight is beside no matrix"),
         ({"rename": ("layers.2", "layers.3")}, r"layers\.3.* is beside no matrix"),

@@ -103,6 +103,9 @@ def message(**fields):
         ({"messages": [USER, ANSWER], "tools": "x"}, "`tools` is not JSON"),
         ({"messages": [USER, ANSWER], "tools": [1]}, "no list of objects"),
         ({"messages": [USER, {**ANSWER, "raw": b"x"}]}, "JSON cannot write"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": ["f"]}]}, "tool_calls is no list of objects"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": 5}]}, "tool_calls is no list of objects"),
+        ({"messages": [USER, {**ANSWER, "name": "\ud800"}]}, "lone surrogate"),
     ],
 )
 def test_what_cannot_be_used_is_told(fields, reason):

@@ -206,6 +206,18 @@ def test_a_pattern_that_matches_nothing_names_what_is_near(options, message, tin
         pair_shapes(param_shapes(tiny_model()), LoraConfig(rank=2, **options))
 
 
+def test_scale_and_dropout_are_trained_by_no_pattern(tiny_model):
+    config = LoraConfig(rank=2, dropout=0.1)
+    shapes = param_shapes(tiny_model())
+    shapes = trees.merge(shapes, pair_shapes(shapes, config))
+    for asked in (".*", "lora", ".*attention.*", ".*norm.*|.*_lora_.*"):
+        trained, _ = trees.split(shapes, lora.trained_pattern(asked, config))
+        paths = [path for path, _ in trees.leaves_with_paths(trained)]
+        assert not any(path.endswith((lora.SCALE, lora.DROPOUT)) for path in paths)
+        assert any(path.endswith(lora.A) for path in paths)
+    assert lora.trained_pattern(".*", LoraConfig()) == ".*"
+
+
 def test_dora_of_experts_is_refused(tiny_model):
     shapes = param_shapes(tiny_model(family="mixtral"))
     with pytest.raises(UserError, match=r"config\.lora\.dora: .*experts"):

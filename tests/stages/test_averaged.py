@@ -115,8 +115,8 @@ def test_what_is_scored_is_what_is_given_on_in_bfloat16_too(runs, command, tmp_p
             "is trained; the paths look like 'embedding', ",
         ),
         (
-            {"train__trainable": "lora"},
-            "config.train.trainable: the pattern 'lora' matches no parameter; the paths look like ",
+            {"train__trainable": "lara"},
+            "config.train.trainable: the pattern 'lara' matches no parameter; the paths look like ",
         ),
     ],
 )

@@ -120,10 +120,23 @@ def test_a_base_that_is_moved_with_its_adapter_is_found(adapt, command, base, tm
     for name in ("base", "run"):
         shutil.move(tmp_path / name, tmp_path / "elsewhere" / name)
     assert command("generate", init=tmp_path / "elsewhere" / "run", prompt="a").code == 0
+    resumed = adapt(tmp_path / "elsewhere" / "run", base, steps=2)  # the same command
+    assert resumed.code == 0, resumed.err
     shutil.rmtree(tmp_path / "elsewhere" / "base")
     result = command("generate", init=tmp_path / "elsewhere" / "run", prompt="a")
     assert result.code == 2
     assert f"its base is not at {base} any more" in result.err
+
+
+def test_a_run_killed_while_its_base_is_loaded_begins_again(adapt, base, tmp_path):
+    run = tmp_path / "run"
+    assert adapt(run, base, steps=3).code == 0
+    expected = losses(run, "train/loss")
+    for name in ("base.json", "metrics.jsonl", "summary.json", "report.html"):
+        (run / name).unlink()
+    shutil.rmtree(run / "checkpoints")
+    assert adapt(run, base, steps=3).code == 0
+    assert losses(run, "train/loss") == expected
 
 
 def test_an_adapter_for_another_base_is_told(adapt, command, arguments, base, tmp_path):

@@ -109,15 +109,34 @@ def test_another_layout_or_changed_data_is_refused_in_a_run_that_has_begun(
     assert (result.code, "the layout is not the one" in result.err) == (2, True)
 
 
-def test_a_preview_shows_what_is_learnt_and_trains_nothing(sft, tmp_path):
+def test_a_preview_shows_what_is_learnt(sft, tmp_path):
     result = sft(preview=3)
     assert result.code == 0
     assert re.search(r"Repeat \d+ \d+«<s>yes \d+</s>»", result.out)
     assert result.out.count("─── example") == 3
     assert "examples cut: 0, left out, with nothing to learn in: 0" in result.out
-    result = sft(preview=1, sft__layout="chat", data__seq_len=24)
-    assert "«yes" not in result.out or "<|im_end|>»" in result.out
-    assert not list(tmp_path.iterdir())
+    result = sft(preview=1, sft__layout="chat", data__seq_len=64)
+    assert result.code == 0
+    assert re.search(r"«yes \d+<\|im_end\|>»", result.out)
+    assert sft(preview=1, init=tmp_path / "nowhere").code == 2
+
+
+def test_what_many_conversations_share_makes_no_copies_of_them(sft, tmp_path):
+    system = {"role": "system", "content": " ".join(f"word{n}" for n in range(60))}
+    records = [
+        {
+            "messages": [
+                system,
+                {"role": "user", "content": f"{n}"},
+                {"role": "assistant", "content": f"{n}"},
+            ]
+        }
+        for n in range(40)
+    ]
+    data = lines(tmp_path / "data.jsonl", records)
+    assert sft(tmp_path / "run", data__train=data, data__seq_len=512, steps=1).code == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["data/train_documents"] + summary["data/eval_documents"] == 40
 
 
 def test_text_can_be_mixed_in(sft, corpus, instructions, tmp_path):
@@ -160,11 +179,14 @@ def test_bad_records_are_set_aside_and_too_many_end_the_run(
         ({"sft__layout": "chat", "sft__template": "llama3"}, "llama3 writes <|start_header_id|>"),
         ({"sft__template": "chatml"}, "config.sft.template: the layout bos_separated"),
         ({"data__seq_len": 2}, "too long for config.data.seq_len"),
+        ({"data__eval": "long.jsonl"}, "of the 1 held-out documents none has anything to predict"),
         ({"prompt": "x" * 99}, "too long to be answered"),
         ({"data__train": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
     ],
 )
-def test_mistakes_are_told_in_one_line(fields, message, sft, tmp_path):
+def test_mistakes_are_told_in_one_line(fields, message, sft, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path / "long.jsonl", [{"prompt": "x" * 99, "response": "y"}])
     result = sft(tmp_path / "run", **fields)
     assert result.code == 2
     assert message in result.err
