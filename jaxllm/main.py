@@ -32,6 +32,7 @@ STAGES = {
     "prepare": ("jaxllm.stages.prepare", "PrepareConfig"),
     "pretrain": ("jaxllm.stages.pretrain", "PretrainConfig"),
     "sft": ("jaxllm.stages.sft", "SftConfig"),
+    "classify": ("jaxllm.stages.classify", "ClassifyConfig"),
     "generate": ("jaxllm.stages.generate", "GenerateConfig"),
     "chat": ("jaxllm.stages.chat", "ChatConfig"),
     "evaluate": ("jaxllm.stages.evaluate", "EvaluateConfig"),

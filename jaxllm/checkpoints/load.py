@@ -21,8 +21,9 @@ from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.lora import LoraConfig, kept_pattern, merged, pair_shapes
+from jaxllm.models.stacks import restacked
 from jaxllm.models.transformer import SHARDING_RULES, param_shapes
-from jaxllm.sharding.rules import with_shardings
+from jaxllm.sharding.rules import shardings, with_shardings
 from jaxllm.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -62,8 +63,10 @@ def load_model(
     Args:
         path: a run directory, or a folder of published weights.
         mesh: the devices.
-        model_config: of the model's shape, whatever else differs; None: as it was recorded or
-            published, but computed in the way that suits this machine.
+        model_config: of the model's shape, whatever else differs, but for `top_layers` and `head`:
+            stacks are cut as it says, a head that it does not have is left out, and one that is not
+            at `path` is not among the parameters. None: as it was recorded or published, but
+            computed in the way that suits this machine.
 
     Raises:
         UserError: there is no such model, the run has no checkpoint yet, the weights are not those
@@ -74,17 +77,42 @@ def load_model(
     if model_config is None and is_published(path) and jax.default_backend() != "cpu":
         recorded = dataclasses.replace(recorded, param_dtype=published_dtype(path))
     tokenizer = load_tokenizer(tokenizer_path(path))
-    model = architecture(model_config or recorded, tokenizer.vocab_size)
+    wanted = model_config or recorded
+    model = architecture(wanted, tokenizer.vocab_size)
+    kept = dataclasses.replace(wanted, head=recorded.head, top_layers=recorded.top_layers)
+    as_kept = architecture(kept, tokenizer.vocab_size)
     if is_published(path):
-        return LoadedModel(model, read_params(path, model, mesh), tokenizer, 0, model.max_positions)
-    run = RunDirectory(path)
-    if lora_config_of(run).rank:
-        step, params = _adapted_params(run, model, mesh, model_config)
+        step, params, trained_on = 0, read_params(path, as_kept, mesh), 0
     else:
-        shapes = with_shardings(param_shapes(model), SHARDING_RULES, mesh)
-        step, params = _newest_params(run, shapes)
-    trained_on = run.config().get("data", {}).get("seq_len", 0)
+        run = RunDirectory(path)
+        trained_on = run.config().get("data", {}).get("seq_len", 0)
+        if lora_config_of(run).rank:
+            step, params = _adapted_params(run, as_kept, mesh, model_config and kept)
+        else:
+            shapes = with_shardings(param_shapes(as_kept), SHARDING_RULES, mesh)
+            step, params = _newest_params(run, shapes)
+    params = _fitted(params, as_kept, model, mesh)
     return LoadedModel(model, params, tokenizer, step, model.max_positions or trained_on)
+
+
+def _fitted(
+    params: dict[str, Any], kept: TransformerConfig, wanted: TransformerConfig, mesh: Mesh
+) -> dict[str, Any]:
+    """The parameters of a model as another wants them, whose stacks are cut elsewhere or which has
+    another head, or none."""
+    if kept.head.outputs != wanted.head.outputs:
+        params = {name: leaf for name, leaf in params.items() if name != "head"}
+    if kept.stacks == wanted.stacks:
+        return params
+    layout = shardings(
+        jax.eval_shape(lambda p: restacked(p, kept.stacks, wanted.stacks), params),
+        SHARDING_RULES,
+        mesh,
+    )
+    cut = jax.jit(
+        lambda params: restacked(params, kept.stacks, wanted.stacks), out_shardings=layout
+    )
+    return cut(params)
 
 
 def lora_config_of(run: RunDirectory) -> LoraConfig:

@@ -45,6 +45,14 @@ class RunDirectory:
         return self.path / "base.json"
 
     @property
+    def labels(self) -> Path:
+        return self.path / "labels.json"
+
+    @property
+    def classes(self) -> Path:
+        return self.path / "classes.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -171,7 +179,7 @@ class RunDirectory:
     def _check_free(self) -> None:
         """What stands here before `begin` may be left by a run that was cut off while it prepared
         its data or tokenizer; files that are written after it are not."""
-        files = (self.metrics, self.samples, self.summary, self.items, self.report)
+        files = (self.metrics, self.samples, self.summary, self.items, self.classes, self.report)
         taken = [path.name for path in files if path.exists()]
         if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
             taken.append(f"{self.checkpoints.name}/")

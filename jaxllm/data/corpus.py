@@ -49,11 +49,12 @@ class DocumentKind(Protocol):
         """What a record is read as."""
         ...
 
-    def encoder(self, tokenizer: Tokenizer, seq_len: int) -> Encoder | None:
-        """What makes tokens of a document for rows of `seq_len` places; None: see `write_stores`.
+    def encoder(self, tokenizer: Tokenizer, seq_len: int, split: SplitDocuments) -> Encoder | None:
+        """What makes tokens of the documents of `split` for rows of `seq_len` places; None: see
+        `write_stores`.
 
         Raises:
-            UserError: it cannot be done with this tokenizer.
+            UserError: it cannot be done with this tokenizer, or these documents.
         """
         ...
 
@@ -63,7 +64,7 @@ class WholeTexts:
 
     reader = TextReader()
 
-    def encoder(self, tokenizer: Tokenizer, seq_len: int) -> None:
+    def encoder(self, tokenizer: Tokenizer, seq_len: int, split: SplitDocuments) -> None:
         return None
 
 
@@ -128,7 +129,7 @@ def prepare_corpus(
         check_expected(expected, "text", split.fingerprint)
         trained = prepare_tokenizer(tokenizer, split, work_dir, report)
         check_expected(expected, "tokenizer", trained.fingerprint)
-        encoder = kind.encoder(trained, data.seq_len)
+        encoder = kind.encoder(trained, data.seq_len, split)
         if encoder:
             check_expected(expected, "layout", encoder.fingerprint)
         opened = _stores(data, split, trained, encoder, stores, report)
@@ -176,7 +177,7 @@ def prepare_text(
     stores = stores_folder(data, work_dir)
     with locked(stores):
         split = held_out_documents(data, stores, work_dir, report, kind.reader)
-        encoder = kind.encoder(tokenizer, data.seq_len)
+        encoder = kind.encoder(tokenizer, data.seq_len, split)
         store = _stores(data, split, tokenizer, encoder, stores, report)[EVAL]
     _check_held_out(store)
     return store, split

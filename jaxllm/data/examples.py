@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxllm.data.conversations import ConversationReader
+from jaxllm.data.selection import SplitDocuments
 from jaxllm.data.store import Encoded
 from jaxllm.errors import UserError
 from jaxllm.tokenizers.chat_template import ChatTemplate, chat_template
@@ -70,8 +71,10 @@ class ExamplesConfig:
         """Reads records for this layout."""
         return ConversationReader("" if self.layout == "bos_separated" else "\n")
 
-    def encoder(self, tokenizer: Tokenizer, seq_len: int) -> "Examples":
-        """What makes conversations into tokens for rows of `seq_len` places.
+    def encoder(
+        self, tokenizer: Tokenizer, seq_len: int, split: SplitDocuments | None = None
+    ) -> "Examples":
+        """What makes conversations, whichever, into tokens for rows of `seq_len` places.
 
         Raises:
             UserError: as `chat_template`.
@@ -116,6 +119,11 @@ class Examples:
             self.template.tokenizer.fingerprint,
         )
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+    @property
+    def ids_below(self) -> int:
+        """See `store.Encoder`."""
+        return self.template.tokenizer.vocab_size
 
     def __call__(self, texts: Sequence[str], workers: int = 0) -> list[Encoded | None]:
         """Tokens of each conversation; None if there is nothing to be learnt in it.

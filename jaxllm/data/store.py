@@ -56,6 +56,11 @@ class Encoder(Protocol):
         """Hash of all that decides what it gives."""
         ...
 
+    @property
+    def ids_below(self) -> int:
+        """More than any id that it gives."""
+        ...
+
     def __call__(self, texts: Sequence[str], workers: int) -> list[Encoded | None]:
         """Each document as tokens; None if there is nothing in it to learn.
 
@@ -194,7 +199,8 @@ def write_stores(
     folder = Path(folder)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    ids = encoder.ids_below if encoder else tokenizer.vocab_size
+    dtype = np.dtype(np.uint16 if ids <= 1 << 16 else np.uint32)
     masked = encoder is not None
     writers = {
         name: _ShardWriter(unfinished / name, dtype, tokens_per_shard, masked) for name in names

@@ -21,7 +21,7 @@ from jaxllm.inference.requests import Completion, Request, Sampling, seed_of
 from jaxllm.inference.writing import Writing
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.kv_cache import Cache, empty_cache
-from jaxllm.models.stacks import unrolled, unrolled_params
+from jaxllm.models.stacks import restacked, unrolled
 from jaxllm.objectives.objective import Params
 from jaxllm.ops.sampling import Limits
 from jaxllm.sharding.mesh import batch_shards
@@ -281,7 +281,7 @@ def _prepared(model: TransformerConfig, params: Params) -> tuple[TransformerConf
 
 @partial(jax.jit, static_argnames="model")
 def _unrolled_params(params: Params, *, model: TransformerConfig) -> Params:
-    params = unrolled_params(model, params)
+    params = restacked(params, model.stacks, unrolled(model).stacks)
     return params if "output" in params else params | {"output": params["embedding"].T}
 
 

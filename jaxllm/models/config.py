@@ -9,6 +9,27 @@ import dataclasses
 
 from jaxllm.ops.rotary import RopeScaling, RotaryConfig
 
+POOLINGS = ("last", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """What is read off a whole text, beside the next token: classes, or a number."""
+
+    outputs: int = 0
+    """Numbers that the head gives for a text; 0: there is no head. A stage that trains one sets
+    it."""
+    pooling: str = "last"
+    """The hidden state that it reads: of the text's `last` token, or the `mean` of all."""
+
+    def __post_init__(self) -> None:
+        if self.outputs < 0:
+            raise ValueError("outputs: must not be negative")
+        if self.pooling not in POOLINGS:
+            raise ValueError(
+                f"pooling: must be one of {', '.join(POOLINGS)}, and was given {self.pooling!r}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -101,6 +122,10 @@ class ModelConfig:
     """What the backward pass computes again to save memory: `none` (nothing), `dots` (all but the
     results of matrix products and of attention: half the memory, in no more time on a CPU), `full`
     (each layer whole: a third more products)."""
+    head: HeadConfig = HeadConfig()
+    top_layers: int = 0
+    """The last layers that are a stack of their own, so that they can be trained alone; 0: none.
+    `train.trainable=last:N` sets it; it changes nothing that is computed."""
     attention: str = "auto"
     """Attention backend: `auto` (the fastest that can), `xla`, `chunked`, `cudnn`, `pallas`,
     `splash`: docs/attention.md."""
@@ -170,6 +195,7 @@ _NOT_NEGATIVE = (
     "dropout",
     "embedding_dropout",
     "norm_eps",
+    "top_layers",
 )
 _CHOICES = {
     "positions": ("", "rotary", "learned", "sinusoidal", "none"),
@@ -329,6 +355,7 @@ class TransformerConfig:
     logit_soft_cap: float
     dtypes: DTypes
     remat: str
+    head: HeadConfig = HeadConfig()
 
     @property
     def unrolled(self) -> tuple[LayerConfig, ...]:

@@ -21,6 +21,7 @@ from jaxllm.models.config import (
     TransformerConfig,
 )
 from jaxllm.models.parts import ACTIVATIONS
+from jaxllm.models.stacks import cut
 from jaxllm.ops.attention import BACKENDS
 from jaxllm.ops.rotary import RopeScaling, RotaryConfig
 
@@ -140,7 +141,7 @@ def architecture(config: ModelConfig, vocab_size: int) -> TransformerConfig:
     return TransformerConfig(
         vocab_size=whole.vocab_size or vocab_size,
         width=whole.width,
-        stacks=_stacks(tuple(layers[kind] for kind in pattern), whole.layers),
+        stacks=_stacks(tuple(layers[kind] for kind in pattern), whole.layers, whole.top_layers),
         norm=_norm(whole, family),
         tied=whole.tied,
         embedding_scale=whole.width**0.5 if family.scaled_embedding else 1.0,
@@ -151,6 +152,7 @@ def architecture(config: ModelConfig, vocab_size: int) -> TransformerConfig:
         logit_soft_cap=whole.logit_soft_cap,
         dtypes=DTypes(whole.param_dtype, _compute_dtype(whole.dtype), whole.reduction_dtype),
         remat=whole.remat,
+        head=whole.head,
     )
 
 
@@ -253,13 +255,22 @@ def _check_used(config: ModelConfig, whole: ModelConfig) -> None:
         )
 
 
-def _stacks(pattern: tuple[LayerConfig, ...], layers: int) -> tuple[StackConfig, ...]:
-    """The pattern as often as it fits whole, and what remains of it."""
+def _stacks(pattern: tuple[LayerConfig, ...], layers: int, top: int) -> tuple[StackConfig, ...]:
+    """The pattern as often as it fits whole, and what remains of it; the last `top` layers apart.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    if top > layers:
+        raise UserError(
+            f"config.model.top_layers: the model has {layers} layers, and the last {top} are asked "
+            "for (by config.train.trainable=last:N, it may be)."
+        )
     repeats, rest = divmod(layers, len(pattern))
     stacks = [StackConfig(repeats, pattern)] if repeats else []
     if rest:
         stacks.append(StackConfig(1, pattern[:rest]))
-    return tuple(stacks)
+    return cut(tuple(stacks), layers - top) if top else tuple(stacks)
 
 
 def _layer(config: ModelConfig, family: Family, local: bool) -> LayerConfig:

@@ -84,10 +84,11 @@ class LoraConfig:
 
 
 def trained_pattern(asked: str, config: LoraConfig) -> str:
-    """The pattern of the parameters to train, of `train.trainable`; never scale or dropout."""
+    """The pattern of the parameters to train, of `train.trainable`: pairs, and a head if there is
+    one, unless it says otherwise; never scale or dropout."""
     if not config.rank:
         return asked
-    return TRAINED if asked in (".*", "lora") else f"(?!{_CONSTANT}$)(?:{asked})"
+    return f"{TRAINED}|head/.*" if asked in (".*", "lora") else f"(?!{_CONSTANT}$)(?:{asked})"
 
 
 def kept_pattern(asked: str, config: LoraConfig) -> str:

@@ -18,6 +18,7 @@ from jaxllm import trees
 from jaxllm.errors import UserError
 from jaxllm.models.attention import Context
 from jaxllm.models.config import StackConfig, TransformerConfig
+from jaxllm.models.head import init_head
 from jaxllm.models.kv_cache import Cache, LayerCache
 from jaxllm.models.layers import Layer, RouterLosses
 from jaxllm.models.lora import (
@@ -58,6 +59,8 @@ _MATRIX_RULES = (
     (r"stack_\d+/.*/(output|down)/kernel", PartitionSpec(None, "tensor", "fsdp")),
     (r"stack_\d+/.*/(output|down)/bias", PartitionSpec()),
     (r".*norm/(scale|bias)", PartitionSpec()),
+    (r"head/kernel", PartitionSpec("fsdp", None)),
+    (r"head/bias", PartitionSpec()),
 )
 SHARDING_RULES = with_pairs(_MATRIX_RULES)
 
@@ -234,7 +237,8 @@ def sinusoids(positions: Int[Array, "batch seq"], width: int) -> Float[Array, "b
 def init_params(config: TransformerConfig, key: jax.Array) -> dict:
     """Random parameters. Jit it with `out_shardings` to create them in place."""
     token = jnp.zeros((1, 1), jnp.int32)
-    return Transformer(config).init(key, token, token, token)["params"]
+    params = Transformer(config).init(key, token, token, token)["params"]
+    return params | init_head(config) if config.head.outputs else params
 
 
 def param_shapes(config: TransformerConfig) -> dict:

@@ -7,7 +7,17 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.models.families import completed
 
 # Fields of the model that say how it is computed rather than what it is,
-_COMPUTED = ("dtype", "reduction_dtype", "remat", "attention", "dropout", "embedding_dropout")
+_COMPUTED = (
+    "dtype",
+    "reduction_dtype",
+    "remat",
+    "attention",
+    "dropout",
+    "embedding_dropout",
+    # How its layers lie in stacks, and what reads it: parameters are cut, and a head left out.
+    "top_layers",
+    "head",
+)
 # and those that say what it is, but change no parameter's shape.
 _SHAPELESS = (
     "rope_theta",

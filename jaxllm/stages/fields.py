@@ -1,11 +1,14 @@
 """Groups of fields that mean the same in every stage that has them."""
 
 import dataclasses
+from typing import ClassVar
 
 from jaxllm.checkpoints.checkpointer import CheckpointConfig
 from jaxllm.inference.requests import Sampling
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import HeadConfig, ModelConfig
+from jaxllm.models.families import architecture
 from jaxllm.models.lora import LoraConfig, kept_pattern, trained_pattern
+from jaxllm.models.stacks import last_stacks
 from jaxllm.sharding.mesh import MeshConfig
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.loop import EvalConfig
@@ -117,8 +120,18 @@ class ModelTrainingFields(TrainingFields):
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
 
+    has_head: ClassVar[bool] = False
+    """Whether the stage trains a head that reads texts."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model.head != HeadConfig() and not self.has_head:
+            raise ValueError("model.head: this stage trains no head; leave it out")
+        if self.lora.rank and (self.train.last_layers or self.train.trainable == "head"):
+            raise ValueError(
+                f"train.trainable: {self.train.trainable} does not train low-rank pairs; leave "
+                "lora.rank out, or choose their layers by lora.pattern"
+            )
         if self.lora.rank and not self.init:
             raise ValueError("lora.rank: pairs are trained beside a trained model; give it as init")
         if self.train.trainable == "lora" and not self.lora.rank:
@@ -126,8 +139,16 @@ class ModelTrainingFields(TrainingFields):
 
     @property
     def trained(self) -> str:
-        return trained_pattern(self.train.trainable, self.lora)
+        return trained_pattern(self._trainable, self.lora)
 
     @property
     def kept(self) -> str:
-        return kept_pattern(self.train.trainable, self.lora)
+        return kept_pattern(self._trainable, self.lora)
+
+    @property
+    def _trainable(self) -> str:
+        """`train.trainable` as a pattern, but for `lora`."""
+        if layers := self.train.last_layers:
+            stacks = last_stacks(architecture(self.model, 1).stacks, layers)
+            return f"stack_({'|'.join(map(str, stacks))})/.*|final_norm/.*|output|head/.*"
+        return "head/.*" if self.train.trainable == "head" else self.train.trainable

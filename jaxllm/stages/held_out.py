@@ -1,25 +1,27 @@
-"""The loss on held-out documents, as a training stage asks for it at a step and at the end."""
+"""What a training stage measures on held-out documents, at a step and at the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from jax.sharding import Mesh
 
+from jaxllm import trees
 from jaxllm.data.batches import EvalBatches
 from jaxllm.data.config import DataConfig
 from jaxllm.data.packing import packed_rows
 from jaxllm.data.store import TokenStore
-from jaxllm.evaluation.loss import LossEvaluator
-from jaxllm.objectives.objective import Objective, Params
+from jaxllm.objectives.objective import Batch, Params
 from jaxllm.sharding.mesh import batch_sharding
 from jaxllm.stages.fields import TrainingFields
 from jaxllm.training.state import TrainState
 
-Scores = Callable[[float], dict[str, float]]
-"""What is told of a mean loss."""
+Measure = Callable[[Params, Params, Iterable[Batch]], dict[str, float]]
+"""`measure(params, frozen, batches) -> scores`, of the trained parameters and the others."""
+WriteSamples = Callable[[int, Params], None]
+"""`write_samples(step, params)`, of all parameters."""
 
 
 class HeldOut:
-    """Measures a state on a store, and remembers what it measured last."""
+    """Evaluates a state on a store, and remembers what it measured last."""
 
     def __init__(
         self,
@@ -27,29 +29,29 @@ class HeldOut:
         data: DataConfig,
         store: TokenStore,
         mesh: Mesh,
-        objective: Objective,
-        scores: Scores,
+        measure: Measure,
+        write_samples: WriteSamples,
     ) -> None:
         """Args:
         config: of the stage.
         data: how documents are laid into rows.
         store: what is measured on.
         mesh: where batches go.
-        objective: has a metric `loss`.
-        scores: the loss, in nats per predicted token, as scores.
+        measure: gives scores of parameters on batches.
+        write_samples: shows what parameters make of some texts.
         """
-        self._config, self._scores = config, scores
+        self._config, self._measure, self._write_samples = config, measure, write_samples
         self._rows = packed_rows(store, data.packing, data.seq_len, data.document_mask)
         self._sharding = batch_sharding(mesh)
-        self._evaluate = LossEvaluator(objective)
         self._latest: dict[int, dict[str, float]] = {}
-        self.predicted = 0.0
-        """Tokens whose loss the latest measurement averaged."""
 
-    def scores(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]:
-        """Scores at a step: on `eval.max_batches` batches spread over the store, or on all."""
-        self._latest = {step: self._measured(state, frozen, self._config.eval.max_batches)}
-        return self._latest[step]
+    def __call__(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]:
+        """Scores at a step, on `eval.max_batches` batches spread over the store or on all; writes
+        samples."""
+        scores = self._measured(state, frozen, self._config.eval.max_batches)
+        self._latest = {step: scores}
+        self._write_samples(step, trees.merge(state.evaluation_params, frozen))
+        return scores
 
     def final_scores(self, state: TrainState, frozen: Params) -> dict[str, float]:
         """Scores on all of the store."""
@@ -64,5 +66,4 @@ class HeldOut:
         config = self._config
         rows = config.batch_size // config.micro_batches  # as many as training holds at once
         batches = EvalBatches(self._rows, rows, self._sharding, max_batches)
-        loss, self.predicted = self._evaluate(state.evaluation_params, frozen, batches)["loss"]
-        return self._scores(loss)
+        return self._measure(state.evaluation_params, frozen, batches)

@@ -3,20 +3,17 @@
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxllm import trees
-from jaxllm.data.batches import BatchSource
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus
 from jaxllm.data.store import TokenStore
-from jaxllm.data.training_rows import TrainingRows
-from jaxllm.evaluation.loss import text_scores
+from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.evaluation.ngrams import MAX_TRAIN_TOKENS
 from jaxllm.evaluation.references import reference_scores
 from jaxllm.inference.engine import Engine, check_prompt
@@ -24,15 +21,13 @@ from jaxllm.models.config import TransformerConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.transformer import SHARDING_RULES, check_length, init_params, param_shapes
 from jaxllm.objectives.masked_word import mask_id
-from jaxllm.objectives.objective import Params
+from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.objectives.pretraining import KINDS, ObjectiveConfig, check_model, make_objective
-from jaxllm.planning.flops import model_training_flops_per_token
 from jaxllm.reporting.samples import append_samples
-from jaxllm.sharding.mesh import batch_sharding
 from jaxllm.sharding.processes import is_main
 from jaxllm.sharding.rules import shardings
 from jaxllm.stages.fields import ModelTrainingFields, SamplingFields
-from jaxllm.stages.fit import check_patterns, fit
+from jaxllm.stages.fit import check_patterns
 from jaxllm.stages.held_out import HeldOut
 from jaxllm.stages.training_run import (
     TrainingRun,
@@ -43,7 +38,6 @@ from jaxllm.stages.training_run import (
 )
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import configured_tokenizer
-from jaxllm.training.state import TrainState
 
 # xz takes a second for 2 MB, and looks back this far.
 _REFERENCE_BYTES = 64 * 2**20
@@ -85,10 +79,24 @@ def _work(run: TrainingRun[PretrainConfig]) -> dict[str, float]:
     corpus = run.corpus(config.data)
     model = architecture(config.model, corpus.tokenizer.vocab_size)
     rows = run.rows(config.data, corpus)
-    evaluation = _Evaluation(run, corpus, model)
+    objective = make_objective(model, config.objective, corpus.tokenizer)
+    evaluation = HeldOut(
+        config,
+        config.data,
+        corpus.eval,
+        run.mesh,
+        _measure(config, corpus, objective),
+        _samples(run, corpus, model),
+    )
     run.begin(corpus, rows)
-    with jax.set_mesh(run.mesh):
-        scores = _train(run, rows, model, evaluation)
+    scores = run.train(
+        rows,
+        model,
+        objective,
+        evaluation,
+        initial_params=_initial_params(run, model),
+        predicted=KINDS[config.objective.kind].predicted(config.objective),
+    )
     if not is_main():
         return {}
     scores = run.data_scores(corpus, rows) | scores
@@ -116,103 +124,55 @@ def _check_model(config: PretrainConfig, tokenizer: TokenizerConfig) -> None:
         print("the model sees both ways, and so cannot write: no samples", file=sys.stderr)
 
 
-def _train(
-    run: TrainingRun[PretrainConfig],
-    rows: TrainingRows,
-    model: TransformerConfig,
-    evaluation: "_Evaluation",
-) -> dict[str, float]:
-    """Trains over the mesh in use; returns the final scores."""
-    config = run.config
-    shapes = run.param_shapes(model)
-    source = BatchSource(rows.mixture, config.batch_size, batch_sharding(run.mesh))
-    predicted = KINDS[config.objective.kind].predicted(config.objective)
-    try:
-        state, frozen, measured = fit(
-            config,
-            run.directory,
-            run.mesh,
-            objective=evaluation.objective,
-            initial_params=_initial_params(run, model, shapes),
-            param_shapes=shapes,
-            rules=SHARDING_RULES,
-            source=source,
-            evaluate=evaluation,
-            ledger=run.ledger,
-            flops_per_token=model_training_flops_per_token(model, config.data.seq_len, predicted),
-            source_scalars=lambda step: rows.scalars(step * config.batch_size),
-        )
-    finally:
-        source.close()
-    return (
-        evaluation.final_scores(state, frozen)
-        | measured
-        | {
-            "model/parameters": float(trees.size(shapes)),
-            "train/tokens": float(run.drawn * config.data.seq_len),
-            "train/skipped": float(state.skipped),
-        }
-    )
+def _measure(
+    config: PretrainConfig, corpus: Corpus, objective: Objective
+) -> Callable[[Params, Params, Iterable[Batch]], dict[str, float]]:
+    """Scores of parameters on held-out text."""
+    evaluate = LossEvaluator(objective)
+    every_token = KINDS[config.objective.kind].every_token
+
+    def measure(params: Params, frozen: Params, batches: Iterable[Batch]) -> dict[str, float]:
+        loss, predicted = evaluate(params, frozen, batches)["loss"]
+        # Where only some batches are evaluated, all text is taken to have as many tokens a byte.
+        if every_token:
+            return text_scores(loss, corpus.eval)
+        return {"eval/loss": loss, "eval/tokens": predicted}
+
+    return measure
 
 
-class _Evaluation:
-    """Scores on held-out text, and samples, at a step of training."""
+def _samples(
+    run: TrainingRun[PretrainConfig], corpus: Corpus, model: TransformerConfig
+) -> Callable[[int, Params], None]:
+    """What writes a few continuations of the prompt.
 
-    def __init__(
-        self, run: TrainingRun[PretrainConfig], corpus: Corpus, model: TransformerConfig
-    ) -> None:
-        config = self._config = run.config
-        self._directory, self._tokenizer, self._model = run.directory, corpus.tokenizer, model
-        self._kind = KINDS[config.objective.kind]
-        self.objective = make_objective(model, config.objective, corpus.tokenizer)
+    Raises:
+        UserError: the prompt leaves no room.
+    """
+    config, tokenizer = run.config, corpus.tokenizer
+    context = model.max_positions or config.data.seq_len
+    check_prompt(1 + len(tokenizer.encode(config.prompt)), context, "config.prompt")
 
-        def scores(loss: float) -> dict[str, float]:
-            # Where only some batches are evaluated, all text is taken to have as many tokens a
-            # byte.
-            every = self._kind.every_token
-            return text_scores(loss, corpus.eval) if every else {"eval/loss": loss}
-
-        self._held_out = HeldOut(config, config.data, corpus.eval, run.mesh, self.objective, scores)
-        self._context = model.max_positions or config.data.seq_len
-        length = 1 + len(corpus.tokenizer.encode(config.prompt))
-        check_prompt(length, self._context, "config.prompt")
-
-    def __call__(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]:
-        scores = self._held_out.scores(step, state, frozen)
-        self._write_samples(step, trees.merge(state.evaluation_params, frozen))
-        return scores
-
-    def final_scores(self, state: TrainState, frozen: Params) -> dict[str, float]:
-        """Scores on all held-out text."""
-        scores = self._held_out.final_scores(state, frozen)
-        if not self._kind.every_token:
-            scores = scores | {"eval/tokens": self._held_out.predicted}
-        return scores
-
-    def _write_samples(self, step: int, params: Params) -> None:
-        config = self._config
-        if not self._model.causal:
+    def write(step: int, params: Params) -> None:
+        if not model.causal:
             return
-        engine = Engine(
-            self._model,
-            params,
-            self._tokenizer,
-            context=self._context,
-            prompt_is_prefix=self._kind.prompt_is_prefix,
-        )
+        is_prefix = KINDS[config.objective.kind].prompt_is_prefix
+        engine = Engine(model, params, tokenizer, context=context, prompt_is_prefix=is_prefix)
         texts = engine.generate([config.prompt] * _SAMPLES, config.sampling(), config.seed)
         if is_main():
             samples = [(config.prompt, text) for text in texts]
-            append_samples(self._directory.samples, step, samples)
+            append_samples(run.directory.samples, step, samples)
+
+    return write
 
 
 def _initial_params(
-    run: TrainingRun[PretrainConfig], model: TransformerConfig, shapes: Params
+    run: TrainingRun[PretrainConfig], model: TransformerConfig
 ) -> Callable[[], dict[str, Any]]:
     """What makes the parameters that training begins from: random ones, or those of `init`."""
     if run.config.init:
         return lambda: run.loaded_params(model)
-    layout = shardings(shapes, SHARDING_RULES, run.mesh)
+    layout = shardings(param_shapes(model), SHARDING_RULES, run.mesh)
     key = jax.random.key(run.config.seed)
     return lambda: jax.jit(lambda key: init_params(model, key), out_shardings=layout)(key)
 

@@ -5,40 +5,34 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jaxllm import trees
 from jaxllm.checkpoints.load import model_config_of, tokenizer_path
-from jaxllm.data.batches import BatchSource
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, prepare_corpus
 from jaxllm.data.examples import Examples, ExamplesConfig
 from jaxllm.data.split import HELD_OUT
 from jaxllm.data.store import TokenStore
-from jaxllm.data.training_rows import TrainingRows
 from jaxllm.errors import UserError
+from jaxllm.evaluation.loss import LossEvaluator
 from jaxllm.inference.chat import Chat
 from jaxllm.inference.engine import Engine
 from jaxllm.inference.requests import Request
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.families import architecture
-from jaxllm.models.transformer import SHARDING_RULES, check_length, param_shapes
+from jaxllm.models.transformer import check_length, param_shapes
 from jaxllm.objectives.cross_entropy import CrossEntropyConfig
 from jaxllm.objectives.next_token import next_token
-from jaxllm.objectives.objective import Params
-from jaxllm.planning.flops import model_training_flops_per_token
+from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.preview import Stretch, print_preview
 from jaxllm.reporting.samples import append_samples
-from jaxllm.sharding.mesh import batch_sharding
 from jaxllm.sharding.processes import is_main
 from jaxllm.stages.fields import ModelTrainingFields, SamplingFields
-from jaxllm.stages.fit import check_patterns, fit
+from jaxllm.stages.fit import check_patterns
 from jaxllm.stages.held_out import HeldOut
 from jaxllm.stages.training_run import (
     TrainingRun,
@@ -50,7 +44,6 @@ from jaxllm.stages.training_run import (
 from jaxllm.tokenizers.chat_template import ChatTemplate, Message
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from jaxllm.training.state import TrainState
 
 _SAMPLES = 3
 
@@ -166,115 +159,75 @@ def _work(run: TrainingRun[SftConfig]) -> dict[str, float]:
     corpus.tokenizer.chat_template = corpus.encoder.template.source
     model = architecture(config.model, corpus.tokenizer.vocab_size)
     rows = run.rows(config.data, corpus)
-    evaluation = _Evaluation(run, corpus, corpus.encoder.template, model)
+    objective = next_token(model, config.objective)
+    evaluation = HeldOut(
+        config,
+        config.data,
+        corpus.eval,
+        run.mesh,
+        _measure(objective),
+        _samples(run, corpus, corpus.encoder.template, model),
+    )
     run.begin(corpus, rows)
-    with jax.set_mesh(run.mesh):
-        scores = _train(run, rows, model, evaluation)
+    scores = run.train(rows, model, objective, evaluation)
     if not is_main():
         return {}
     return run.data_scores(corpus, rows) | _example_scores(corpus) | scores
 
 
-def _train(
-    run: TrainingRun[SftConfig],
-    rows: TrainingRows,
-    model: TransformerConfig,
-    evaluation: "_Evaluation",
-) -> dict[str, float]:
-    """Trains over the mesh in use; returns the final scores."""
-    config, shapes = run.config, run.param_shapes(model)
-    source = BatchSource(rows.mixture, config.batch_size, batch_sharding(run.mesh))
-    try:
-        state, frozen, measured = fit(
-            config,
-            run.directory,
-            run.mesh,
-            objective=evaluation.objective,
-            initial_params=lambda: run.loaded_params(model),
-            param_shapes=shapes,
-            rules=SHARDING_RULES,
-            source=source,
-            evaluate=evaluation,
-            ledger=run.ledger,
-            flops_per_token=model_training_flops_per_token(model, config.data.seq_len),
-            source_scalars=lambda step: rows.scalars(step * config.batch_size),
-        )
-    finally:
-        source.close()
-    return (
-        evaluation.final_scores(state, frozen)
-        | measured
-        | {
-            "model/parameters": float(trees.size(shapes)),
-            "train/tokens": float(run.drawn * config.data.seq_len),
-            "train/skipped": float(state.skipped),
-        }
-    )
+def _measure(objective: Objective) -> Callable[[Params, Params, Iterable[Batch]], dict[str, float]]:
+    """Scores of parameters on held-out answers."""
+    evaluate = LossEvaluator(objective)
+
+    def measure(params: Params, frozen: Params, batches: Iterable[Batch]) -> dict[str, float]:
+        loss, _ = evaluate(params, frozen, batches)["loss"]
+        return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
+
+    return measure
 
 
-class _Evaluation:
-    """The loss on held-out answers, and the model's own answers, at a step of training."""
+def _samples(
+    run: TrainingRun[SftConfig], corpus: Corpus, template: ChatTemplate, model: TransformerConfig
+) -> Callable[[int, Params], None]:
+    """What writes the model's own answers to a few questions.
 
-    def __init__(
-        self,
-        run: TrainingRun[SftConfig],
-        corpus: Corpus,
-        template: ChatTemplate,
-        model: TransformerConfig,
-    ) -> None:
-        config = self._config = run.config
-        self._directory, self._model, self._template = run.directory, model, template
-        self.objective = next_token(model, config.objective)
-        self._held_out = HeldOut(
-            config, config.data, corpus.eval, run.mesh, self.objective, _answer_scores
-        )
-        self._context = model.max_positions or config.data.seq_len
-        self._asked = list(self._questions(corpus))
+    Raises:
+        UserError: the configured prompt leaves no room for one.
+    """
+    context = model.max_positions or run.config.data.seq_len
+    asked = list(_questions(run.config, corpus, template, context))
 
-    def __call__(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]:
-        scores = self._held_out.scores(step, state, frozen)
-        self._write_samples(step, trees.merge(state.evaluation_params, frozen))
-        return scores
-
-    def final_scores(self, state: TrainState, frozen: Params) -> dict[str, float]:
-        """Scores on all held-out conversations."""
-        return self._held_out.final_scores(state, frozen)
-
-    def _questions(self, corpus: Corpus) -> Iterator[tuple[str, Request]]:
-        """What samples are to answer: the prompt that is configured, else what is first asked in
-        some of the held-out conversations that leave room for an answer.
-
-        Raises:
-            UserError: the configured prompt leaves none.
-        """
-        config = self._config
-        chat = Chat(self._template, self._context, config.sampling(), config.seed)
-        if config.prompt:
-            yield config.prompt, chat.ask([{"role": "user", "content": config.prompt}]).request
-            return
-        found = 0
-        for text in corpus.split.texts(HELD_OUT):
-            opening = _opening(json.loads(text))
-            if opening:
-                with contextlib.suppress(UserError):  # it is too long
-                    yield opening[-1]["content"], chat.ask(opening).request
-                    found += 1
-            if found == _SAMPLES:
-                return
-
-    def _write_samples(self, step: int, params: Params) -> None:
-        engine = Engine(self._model, params, self._template.tokenizer, context=self._context)
-        answers = engine.complete([request for _, request in self._asked])
+    def write(step: int, params: Params) -> None:
+        engine = Engine(model, params, template.tokenizer, context=context)
+        answers = engine.complete([request for _, request in asked])
         if is_main():
             samples = [
-                (asked, answer.text)
-                for (asked, _), answer in zip(self._asked, answers, strict=True)
+                (question, answer.text)
+                for (question, _), answer in zip(asked, answers, strict=True)
             ]
-            append_samples(self._directory.samples, step, samples)
+            append_samples(run.directory.samples, step, samples)
+
+    return write
 
 
-def _answer_scores(loss: float) -> dict[str, float]:
-    return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
+def _questions(
+    config: SftConfig, corpus: Corpus, template: ChatTemplate, context: int
+) -> Iterator[tuple[str, Request]]:
+    """What samples are to answer: the prompt that is configured, else what is first asked in some
+    of the held-out conversations that leave room for an answer."""
+    chat = Chat(template, context, config.sampling(), config.seed)
+    if config.prompt:
+        yield config.prompt, chat.ask([{"role": "user", "content": config.prompt}]).request
+        return
+    found = 0
+    for text in corpus.split.texts(HELD_OUT):
+        opening = _opening(json.loads(text))
+        if opening:
+            with contextlib.suppress(UserError):  # it is too long
+                yield opening[-1]["content"], chat.ask(opening).request
+                found += 1
+        if found == _SAMPLES:
+            return
 
 
 def _opening(record: Mapping[str, Any]) -> list[Message]:

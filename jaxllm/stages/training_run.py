@@ -20,6 +20,7 @@ from jaxllm.checkpoints.base import (
 )
 from jaxllm.checkpoints.load import load_model, model_config_of, tokenizer_path
 from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.data.batches import BatchSource
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, DocumentKind, WholeTexts, prepare_corpus
 from jaxllm.data.training_rows import TrainingRows, training_rows
@@ -27,19 +28,23 @@ from jaxllm.errors import UserError
 from jaxllm.files import locked
 from jaxllm.host_memory import keep_freed_memory_on_cpu
 from jaxllm.models.config import ModelConfig, TransformerConfig
+from jaxllm.models.head import init_head
 from jaxllm.models.lora import init_pairs, pair_shapes
 from jaxllm.models.transformer import SHARDING_RULES, param_shapes
+from jaxllm.objectives.objective import Objective
+from jaxllm.planning.flops import model_training_flops_per_token
 from jaxllm.reporting.goodput import Ledger
 from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.report import write_report
 from jaxllm.reporting.tables import print_summary
-from jaxllm.sharding.mesh import make_mesh
+from jaxllm.sharding.mesh import batch_sharding, make_mesh
 from jaxllm.sharding.processes import check_shared, from_main, is_main, main_first
 from jaxllm.sharding.rules import shardings
 from jaxllm.stages.continued import continued_model
 from jaxllm.stages.data_scores import data_scores, phase_scores, print_mixture, source_scores
 from jaxllm.stages.fields import ModelTrainingFields
-from jaxllm.stages.fit import check_batch, is_finished
+from jaxllm.stages.fit import check_batch, fit, is_finished
+from jaxllm.stages.held_out import HeldOut
 from jaxllm.tokenizers.config import TokenizerConfig
 
 _PATIENCE_SECONDS = 60.0
@@ -99,14 +104,21 @@ class TrainingRun(Generic[C]):
         """
         config = self.config
         if not config.lora.rank:
-            return load_model(config.init, self.mesh, config.model).params
-        params = self._base_params()
+            return self._with_head(load_model(config.init, self.mesh, config.model).params, model)
+        params = self._with_head(self._base_params(), model)
         shapes = pair_shapes(param_shapes(model), config.lora)
         make = jax.jit(
             lambda params, key: init_pairs(params, config.lora, key),
             out_shardings=shardings(shapes, SHARDING_RULES, self.mesh),
         )
         return trees.merge(params, make(params, jax.random.key(config.seed)))
+
+    def _with_head(self, params: dict[str, Any], model: TransformerConfig) -> dict[str, Any]:
+        """The parameters with a new head, if there is to be one and `init` has none such."""
+        if not model.head.outputs or "head" in params:
+            return params
+        layout = shardings(jax.eval_shape(lambda: init_head(model)), SHARDING_RULES, self.mesh)
+        return params | jax.jit(lambda: init_head(model), out_shardings=layout)()
 
     def _base_params(self) -> dict[str, Any]:
         """The parameters that pairs are trained beside; which they are is recorded, and checked in
@@ -121,6 +133,58 @@ class TrainingRun(Generic[C]):
         elif is_main():
             record_base(directory, init, checksums)
         return params
+
+    def train(
+        self,
+        rows: TrainingRows,
+        model: TransformerConfig,
+        objective: Objective,
+        evaluation: HeldOut,
+        *,
+        initial_params: Callable[[], dict[str, Any]] | None = None,
+        predicted: float = 1.0,
+    ) -> dict[str, float]:
+        """Trains to the end over the run's mesh, and evaluates.
+
+        Args:
+            rows: what is drawn.
+            model: what is trained.
+            objective: what is minimised.
+            evaluation: what is measured and shown now and then.
+            initial_params: makes the parameters that training begins from; None: those of `init`.
+            predicted: share of places whose token is predicted, for MFU.
+
+        Returns:
+            The final scores, and what was measured on the way.
+        """
+        config, shapes = self.config, self.param_shapes(model)
+        seq_len = rows.sources[0].seq_len
+        with jax.set_mesh(self.mesh):
+            source = BatchSource(rows.mixture, config.batch_size, batch_sharding(self.mesh))
+            try:
+                state, frozen, measured = fit(
+                    config,
+                    self.directory,
+                    self.mesh,
+                    objective=objective,
+                    initial_params=initial_params or (lambda: self.loaded_params(model)),
+                    param_shapes=shapes,
+                    rules=SHARDING_RULES,
+                    source=source,
+                    evaluate=evaluation,
+                    ledger=self.ledger,
+                    flops_per_token=model_training_flops_per_token(model, seq_len, predicted),
+                    source_scalars=lambda step: rows.scalars(step * config.batch_size),
+                )
+            finally:
+                source.close()
+            final = evaluation.final_scores(state, frozen)
+        counted = {
+            "model/parameters": float(trees.size(shapes)),
+            "train/tokens": float(self.drawn * seq_len),
+            "train/skipped": float(state.skipped),
+        }
+        return final | measured | counted
 
     def data_scores(self, corpus: Corpus, rows: TrainingRows) -> dict[str, float]:
         """What the summary tells of the data."""
@@ -192,6 +256,10 @@ def train_in(
     """
     ledger = Ledger(time.monotonic())
     keep_freed_memory_on_cpu()
+    if top := config.train.last_layers:
+        config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, top_layers=top)
+        )
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     begun_with = from_main(directory.data)

@@ -1,0 +1,90 @@
+"""A trained classifier at work: texts in, their classes or values out."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from jaxllm.data.labels import Label, Labels, text_tokens
+from jaxllm.models.config import TransformerConfig
+from jaxllm.objectives.classification import text_outputs
+from jaxllm.objectives.objective import Batch, Params
+from jaxllm.tokenizers.tokenizer import Tokenizer
+
+_SHORTEST = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a text was taken to be."""
+
+    label: Label
+    """The likeliest class; the classes that are likelier than not; or the value."""
+    probabilities: Mapping[str, float]
+    """Of each class; empty of a value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """Classifies texts, several at once. The mesh must be set."""
+
+    model: TransformerConfig
+    params: Params
+    tokenizer: Tokenizer
+    labels: Labels
+    context: int
+    """Tokens of a text that are read at most."""
+    batch_size: int = 32
+
+    def __call__(self, texts: Sequence[str]) -> list[Prediction]:
+        """What each text is taken to be; of one that is too long, its beginning."""
+        return [self._prediction(outputs) for outputs in self._outputs(texts)]
+
+    def _outputs(self, texts: Sequence[str]) -> Iterator[Float32[np.ndarray, " outputs"]]:
+        for first in range(0, len(texts), self.batch_size):
+            encoded = self.tokenizer.encode_batch(list(texts[first : first + self.batch_size]))
+            rows = [text_tokens(self.tokenizer, ids, self.context) for ids in encoded]
+            # Few shapes, each compiled once: powers of two up to the context.
+            longest = max(_SHORTEST, *map(len, rows))
+            length = min(1 << (longest - 1).bit_length(), self.context)
+            tokens = np.zeros((self.batch_size, length), np.int32)
+            lengths = np.ones(self.batch_size, np.int32)
+            for place, row in enumerate(rows):
+                tokens[place, : len(row)] = row
+                lengths[place] = len(row)
+            found = _last_outputs(self.params, tokens, lengths, model=self.model)
+            yield from np.asarray(found)[: len(rows)]
+
+    def _prediction(self, outputs: Float32[np.ndarray, " outputs"]) -> Prediction:
+        labels = self.labels
+        if labels.kind == "regression":
+            return Prediction(float(outputs[0]) * labels.deviation + labels.mean, {})
+        wide = outputs.astype(np.float64)
+        if labels.kind == "single_label":
+            likelihoods = np.exp(wide - wide.max())
+            shares = likelihoods / likelihoods.sum()
+            label: Label = labels.names[int(np.argmax(wide))]
+        else:
+            shares = 1 / (1 + np.exp(-wide))
+            label = tuple(name for name, x in zip(labels.names, wide, strict=True) if x > 0)
+        named = zip(map(str, labels.names), shares.tolist(), strict=True)
+        return Prediction(label, dict(named))
+
+
+@partial(jax.jit, static_argnames="model")
+def _last_outputs(
+    params: Params, tokens: Array, lengths: Array, *, model: TransformerConfig
+) -> Float[Array, "batch outputs"]:
+    """What the head gives at the last token of each row."""
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    batch: Batch = {
+        "tokens": tokens,
+        "positions": places,
+        "segment_ids": (places < lengths[:, None]).astype(jnp.int32),
+    }
+    outputs, _ = text_outputs(model, params, batch)
+    return jnp.take_along_axis(outputs, lengths[:, None, None] - 1, axis=1)[:, 0]

@@ -1,0 +1,225 @@
+"""The `classify` stage: a trained model and labelled texts in, a classifier out."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from jaxllm.checkpoints.load import model_config_of
+from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.data.cleaning import CleaningConfig
+from jaxllm.data.config import DataConfig
+from jaxllm.data.corpus import Corpus
+from jaxllm.data.labels import Class, LabelledKind, LabelledTexts, Labels, LabelsConfig
+from jaxllm.data.split import HELD_OUT
+from jaxllm.errors import UserError
+from jaxllm.evaluation.classification import (
+    ClassificationEvaluator,
+    classification_scores,
+    told,
+)
+from jaxllm.evaluation.loss import LossEvaluator
+from jaxllm.files import write_json
+from jaxllm.inference.classifier import Classifier
+from jaxllm.models.config import HeadConfig, ModelConfig, TransformerConfig
+from jaxllm.models.families import architecture
+from jaxllm.models.transformer import check_length, param_shapes
+from jaxllm.objectives.classification import ClassificationConfig, classification
+from jaxllm.objectives.objective import Batch, Objective, Params
+from jaxllm.reporting.samples import append_samples
+from jaxllm.sharding.processes import is_main
+from jaxllm.stages.fields import ModelTrainingFields
+from jaxllm.stages.fit import check_patterns
+from jaxllm.stages.held_out import HeldOut
+from jaxllm.stages.training_run import (
+    TrainingRun,
+    model_to_continue,
+    train_in,
+    with_pairs,
+    work_directory,
+)
+from jaxllm.tokenizers.config import TokenizerConfig
+from jaxllm.tokenizers.tokenizer import load_tokenizer
+
+_SAMPLES = 4
+_SHORTEST_ROW = 3  # bos, a token, eos
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifyFields(LabelsConfig, ClassificationConfig):
+    """What is told of texts, and how it is learnt."""
+
+    def __post_init__(self) -> None:
+        LabelsConfig.__post_init__(self)
+        ClassificationConfig.__post_init__(self)
+        if self.kind == "regression" and self.class_weights.strip():
+            raise ValueError("class_weights: regression has no classes; leave it out")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifyConfig(ModelTrainingFields):
+    """A model trained to tell what texts are."""
+
+    stage: str = "classify"
+    """Always `classify`."""
+    init: str = ""
+    """Run directory or Hugging Face folder to take parameters, model and tokenizer from."""
+    data: DataConfig = DataConfig(
+        train="builtin:pydocs_classify",
+        eval_fraction=0.2,
+        packing="best_fit",
+        # Short texts resemble each other without being copies.
+        cleaning=CleaningConfig(near_duplicates=0.0),
+    )
+    classify: ClassifyFields = ClassifyFields()
+
+    has_head: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.packing == "concat":
+            raise ValueError(
+                "data.packing: concat would cut texts; take best_fit, or none to give each a row "
+                "of its own"
+            )
+        if self.data.seq_len < _SHORTEST_ROW:
+            raise ValueError(f"data.seq_len: {_SHORTEST_ROW} is the least that holds a text")
+
+    @property
+    def trained(self) -> str:
+        # The head stands where the output matrix did, which would only decay.
+        return f"(?!output)(?:{super().trained})"
+
+
+def run(config: ClassifyConfig, workdir: Path | None) -> None:
+    """Trains a head, and as much of the model below it as is asked for, and writes how well texts
+    are told apart."""
+    if not config.init:
+        raise UserError(
+            "config.init: give the run directory or Hugging Face folder of a trained model, as "
+            "one of configs/pretrain.py."
+        )
+    directory = work_directory(workdir)
+    if config.model.head.outputs:
+        raise UserError("config.model.head.outputs: follows from the labels; leave it out.")
+    model, path = model_to_continue(config.init, config.model, directory)
+    model = _with_outputs(model, _outputs_so_far(directory))
+    config = dataclasses.replace(config, model=model)
+    train_in(directory, config, TokenizerConfig(path=path), _check, _work)
+
+
+def _outputs_so_far(directory: RunDirectory) -> int:
+    """The outputs of the head of a run that has begun; else 0, until the labels are known."""
+    if not directory.config_path.exists():
+        return 0
+    return model_config_of(directory.path).head.outputs
+
+
+def _with_outputs(model: ModelConfig, outputs: int) -> ModelConfig:
+    return dataclasses.replace(model, head=HeadConfig(outputs, model.head.pooling))
+
+
+def _check(config: ClassifyConfig, tokenizer: TokenizerConfig) -> None:
+    """Checks, before anything slow, that the model can be trained so.
+
+    Raises:
+        UserError: it cannot.
+    """
+    loaded = load_tokenizer(tokenizer.path)
+    model = architecture(_with_outputs(config.model, 1), loaded.vocab_size)
+    check_length(model, config.data.seq_len, "config.data.seq_len")
+    check_patterns(config, with_pairs(config, param_shapes(model)))
+
+
+def _work(run: TrainingRun[ClassifyConfig]) -> dict[str, float]:
+    """The run itself; its scores."""
+    config = run.config
+    corpus = run.corpus(config.data, LabelledKind(config.classify))
+    assert isinstance(corpus.encoder, LabelledTexts)
+    labels = corpus.encoder.labels
+    model_config = _with_outputs(config.model, labels.outputs)
+    run = dataclasses.replace(run, config=dataclasses.replace(config, model=model_config))
+    model = architecture(model_config, corpus.tokenizer.vocab_size)
+    weights = config.classify.weights(labels.names, labels.counts, labels.texts)
+    objective = classification(model, labels.kind, corpus.encoder.targets, weights)
+    rows = run.rows(config.data, corpus)
+    evaluation = HeldOut(
+        config,
+        config.data,
+        corpus.eval,
+        run.mesh,
+        _measure(run, corpus.encoder, model, objective),
+        _samples(run, corpus, labels, model),
+    )
+    run.begin(corpus, rows)
+    if is_main():
+        labels.save(run.directory.labels)
+        _print_labels(labels)
+    scores = run.train(rows, model, objective, evaluation)
+    if not is_main():
+        return {}
+    stores = (*corpus.train, corpus.eval)
+    scores["data/truncated"] = float(sum(store.truncated for store in stores))
+    return run.data_scores(corpus, rows) | scores
+
+
+def _measure(
+    run: TrainingRun[ClassifyConfig],
+    encoder: LabelledTexts,
+    model: TransformerConfig,
+    objective: Objective,
+) -> Callable[[Params, Params, Iterable[Batch]], dict[str, float]]:
+    """Scores of parameters on held-out texts; those of each class are kept in a file."""
+    loss = LossEvaluator(objective)
+    count = ClassificationEvaluator(model, encoder.labels.kind, encoder.targets)
+
+    def measure(params: Params, frozen: Params, batches: Iterable[Batch]) -> dict[str, float]:
+        counts = count(params, frozen, batches)
+        if is_main() and encoder.labels.names:
+            write_json(run.directory.classes, told(counts, encoder.labels))
+        mean, _ = loss(params, frozen, batches)["loss"]
+        return {"eval/loss": mean} | classification_scores(counts, encoder.labels)
+
+    return measure
+
+
+def _samples(
+    run: TrainingRun[ClassifyConfig], corpus: Corpus, labels: Labels, model: TransformerConfig
+) -> Callable[[int, Params], None]:
+    """What writes how the first held-out texts are classified."""
+    shown: list[tuple[str, str]] = []
+    for text in corpus.split.texts(HELD_OUT):
+        record = json.loads(text)
+        shown.append((record["text"], _said(record["label"])))
+        if len(shown) == _SAMPLES:
+            break
+
+    def write(step: int, params: Params) -> None:
+        seq_len = run.config.data.seq_len
+        classify = Classifier(model, params, corpus.tokenizer, labels, seq_len, len(shown))
+        predictions = classify([text for text, _ in shown])
+        if is_main():
+            samples = []
+            for (text, label), found in zip(shown, predictions, strict=True):
+                sure = max(found.probabilities.values(), default=None)
+                share = f" ({sure:.0%})" if labels.kind == "single_label" and sure else ""
+                samples.append((text, f"\n→ {_said(found.label)}{share}; is {label}"))
+            append_samples(run.directory.samples, step, samples)
+
+    return write
+
+
+def _said(label: Class | float | Iterable[Class]) -> str:
+    if isinstance(label, float):
+        return f"{label:.4g}"
+    return str(label) if isinstance(label, int | str) else ", ".join(map(str, label)) or "nothing"
+
+
+def _print_labels(labels: Labels) -> None:
+    counts = zip(labels.names, labels.counts, strict=True)
+    told = ", ".join(f"{name} {count:,}" for name, count in counts)
+    if labels.kind == "regression":
+        told = f"mean {labels.mean:.4g}, standard deviation {labels.deviation:.4g}"
+    print(f"labels of {labels.texts:,} training texts: {told}", file=sys.stderr)
