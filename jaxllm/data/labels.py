@@ -237,7 +237,9 @@ class LabelledKind:
             (training if side == TRAIN else others).append(label)
         labels = self.known or labels_of(training, self.config.kind)
         _check_known(labels, others)
-        return LabelledTexts(labels, _table(labels, [*training, *others]), tokenizer, seq_len + 1)
+        return LabelledTexts(
+            labels, label_table(labels, [*training, *others]), tokenizer, seq_len + 1
+        )
 
 
 def labels_of(training: Sequence[Label], kind: str) -> Labels:
@@ -291,7 +293,7 @@ def _classes(label: Label) -> tuple[Class, ...]:
     return label if isinstance(label, tuple) else (label,)
 
 
-def _table(labels: Labels, used: Iterable[Label]) -> dict[Label, int]:
+def label_table(labels: Labels, used: Iterable[Label]) -> dict[Label, int]:
     """The number of each label that is used."""
     if labels.kind == "single_label":
         return {name: number for number, name in enumerate(labels.names)}

@@ -159,7 +159,7 @@ def class_scores(counts: Counts, labels: Labels) -> list[ClassScores]:
     """The scores of each class, in order; none of `regression`."""
     if labels.kind == "regression":
         return []
-    if labels.kind == "single_label":
+    if "confusion" in counts:
         confusion = counts["confusion"]
         right = np.diag(confusion)
         wrong, missed = confusion.sum(axis=0) - right, confusion.sum(axis=1) - right

@@ -53,6 +53,18 @@ def choose_examples(
     return chosen
 
 
+def parse_shots(text: str, field: str) -> tuple[int, ...]:
+    """Numbers of examples, ascending, of `0,4`.
+
+    Raises:
+        ValueError: one is no whole number from 0; `field` is named.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ValueError(f"{field}: is a list of whole numbers, as 5 or 0,1,2,4, and was {text!r}")
+    return tuple(sorted({int(part) for part in parts}))
+
+
 def with_examples(item: Item, examples: Sequence[Item]) -> str:
     """What stands before the item's prompt, and its prompt."""
     shown = [example.text for example in examples]

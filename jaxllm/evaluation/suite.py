@@ -13,7 +13,7 @@ from jaxllm.evaluation.contamination import (
     find_contamination,
     training_texts,
 )
-from jaxllm.evaluation.fewshot import choose_examples, with_examples
+from jaxllm.evaluation.fewshot import choose_examples, parse_shots, with_examples
 from jaxllm.evaluation.items import Item, Layout
 from jaxllm.evaluation.measures import MEASURES, Outcome, summary
 from jaxllm.evaluation.statistics import mean, paired_difference, standard_error
@@ -61,12 +61,7 @@ class TasksConfig:
         Raises:
             ValueError: one is no whole number from 0.
         """
-        parts = [part.strip() for part in self.fewshot.split(",") if part.strip()]
-        if not all(part.isascii() and part.isdigit() for part in parts):
-            raise ValueError(
-                f"fewshot: is a list of whole numbers, as 5 or 0,1,2,4, and was {self.fewshot!r}"
-            )
-        return tuple(sorted({int(part) for part in parts}))
+        return parse_shots(self.fewshot, "fewshot")
 
 
 @dataclasses.dataclass(frozen=True)

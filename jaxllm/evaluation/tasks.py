@@ -4,13 +4,15 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxllm.data.documents import RejectedLines
 from jaxllm.data.records import BadLine, Source
 from jaxllm.data.sources import FileSource, make_source
 from jaxllm.errors import UserError
 from jaxllm.evaluation.items import Item, Kind, Layout, kind_of, known_fields
+
+T = TypeVar("T")
 
 _NAMED = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_.-]*)=(?P<source>.+)")
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-\u0080-\U0010ffff]+")
@@ -63,7 +65,7 @@ def read_tasks(
     return tasks
 
 
-def spread(items: Sequence[Item], count: int) -> tuple[Item, ...]:
+def spread(items: Sequence[T], count: int) -> tuple[T, ...]:
     """`count` of the items, evenly from all of them (files are often sorted); 0: all."""
     if not count or count >= len(items):
         return tuple(items)

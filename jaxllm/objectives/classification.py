@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Shaped
 
 from jaxllm import trees
 from jaxllm.errors import UserError
@@ -148,7 +148,7 @@ def text_outputs(
     return head_outputs(model, params, output.hidden, batch["positions"]), output
 
 
-def _rows(table: np.ndarray, batch: Batch) -> Float[Array, "batch seq ..."]:
+def _rows(table: np.ndarray, batch: Batch) -> Shaped[Array, "batch seq ..."]:
     """The rows of a table that the targets number; of no matter where the weight is 0."""
     numbers = jnp.where(batch["loss_weights"] > 0, batch["targets"], 0)
     return jnp.asarray(table)[numbers]

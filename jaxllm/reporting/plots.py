@@ -149,7 +149,7 @@ def _loss_chart(metrics: Sequence[dict[str, Number]]) -> Chart | None:
             label="held out",
         )
     axes.legend(frameon=False, labelcolor=CSS_COLORS["--ink-soft"], loc="upper right")
-    return _chart(figure, "Loss, nats per token")
+    return _chart(figure, "Loss, nats")
 
 
 def _line_chart(

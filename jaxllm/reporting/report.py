@@ -15,6 +15,7 @@ from jaxllm.config import flatten
 from jaxllm.errors import UserError
 from jaxllm.files import write_atomically
 from jaxllm.reporting import quantities, scores
+from jaxllm.reporting.classes import class_table, confusion
 from jaxllm.reporting.goodput import Life, goodput_scalars, lost_steps, read_lives
 from jaxllm.reporting.metrics_file import read_metrics
 from jaxllm.reporting.plots import task_charts, training_charts
@@ -58,9 +59,9 @@ class Goodput(NamedTuple):
 def write_report(run_dir: str | os.PathLike) -> Path:
     """Writes `report.html` into `run_dir`, in one atomic change, and returns its path.
 
-    Made from `config.json`, `metrics.jsonl`, `samples.md`, `summary.json` and `goodput.json`, as
-    far as they exist. The page refers to nothing outside itself, and all text from these files is
-    escaped: what a model writes never becomes part of the page's HTML.
+    Made from `config.json`, `metrics.jsonl`, `samples.md`, `summary.json`, `classes.json` and
+    `goodput.json`, as far as they exist. The page refers to nothing outside itself, and all text
+    from these files is escaped: what a model writes never becomes part of the page's HTML.
 
     Raises:
         UserError: `run_dir` is no directory, or one of the JSON files cannot be read.
@@ -181,6 +182,8 @@ def _contents(run_dir: Path) -> dict[str, Any]:
     rows = scores.score_rows(summary)
     metrics = read_metrics(run_dir / "metrics.jsonl")
     charts = [*training_charts(metrics), *task_charts(summary)]
+    classes = _read_json(run_dir / "classes.json")
+    tables = [table for table in (class_table(classes), *scores.score_matrices(summary)) if table]
     samples = _samples_by_step(read_samples(run_dir / "samples.md"))
     return {
         "name": run_dir.resolve().name,
@@ -193,7 +196,8 @@ def _contents(run_dir: Path) -> dict[str, Any]:
         "samples": samples,
         "time": time_bars(summary),
         "goodput": goodput(read_lives(run_dir / "goodput.json")),
-        "matrices": scores.score_matrices(summary),
+        "confusion": confusion(classes),
+        "matrices": tables,
         # These have their own sections, which say more than a table of them would.
         "score_groups": {
             name: group

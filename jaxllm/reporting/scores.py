@@ -52,10 +52,15 @@ OTHER = "Other scores"
 GROUPS: dict[str, dict[str, Score]] = {
     HELD_OUT: {
         "eval/bits_per_byte": Score("bits per byte", _decimals),
-        "eval/loss": Score("loss, nats per token", _decimals),
+        "eval/loss": Score("loss", _decimals),
         "eval/perplexity": Score("perplexity per token", quantities.number),
         "eval/accuracy": Score("accuracy", quantities.share),
+        "eval/majority": Score("accuracy of the commonest class", quantities.share),
         "eval/macro_f1": Score("macro F1", _decimals),
+        "eval/micro_f1": Score("micro F1", _decimals),
+        "eval/mean_absolute_error": Score("mean absolute error", quantities.number),
+        "eval/root_mean_squared_error": Score("root mean squared error", quantities.number),
+        "eval/pearson": Score("Pearson's correlation", _decimals),
         "eval/tokens": Score("tokens", quantities.number),
         "eval/bytes": Score("bytes", quantities.byte_count),
     },
@@ -127,6 +132,14 @@ TASKS = "evaluate/"
 """The prefix of scores of tasks, `evaluate/TASK/…` and `evaluate/TASK/K_shot/…`."""
 
 MATRICES: dict[str, tuple[str, dict[str, Score]]] = {
+    "Ways of classifying the same held-out texts": (
+        "classify/",
+        {
+            "accuracy": Score("accuracy", _decimals, "accuracy_stderr"),
+            "macro_f1": Score("macro F1", _decimals),
+            "texts": Score("texts", quantities.number),
+        },
+    ),
     "Tasks": (
         TASKS,
         {

@@ -1,28 +1,37 @@
 """The `classify` stage: a trained model and labelled texts in, a classifier out."""
 
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from jaxllm.checkpoints.load import model_config_of
+import jax
+
+from jaxllm.checkpoints.load import load_model, model_config_of
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus
 from jaxllm.data.labels import Class, LabelledKind, LabelledTexts, Labels, LabelsConfig
-from jaxllm.data.split import HELD_OUT
+from jaxllm.data.split import HELD_OUT, TRAIN
 from jaxllm.errors import UserError
 from jaxllm.evaluation.classification import (
     ClassificationEvaluator,
     classification_scores,
     told,
 )
+from jaxllm.evaluation.fewshot import parse_shots
+from jaxllm.evaluation.items import Item
+from jaxllm.evaluation.label_prompts import WAYS, Labelled, asked_labels, label_items, way_scores
 from jaxllm.evaluation.loss import LossEvaluator
+from jaxllm.evaluation.tasks import spread
+from jaxllm.evaluation.text_model import TrainedTextModel
 from jaxllm.files import write_json
 from jaxllm.inference.classifier import Classifier
+from jaxllm.inference.trained import load_trained
 from jaxllm.models.config import HeadConfig, ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.transformer import check_length, param_shapes
@@ -44,16 +53,28 @@ from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import load_tokenizer
 
 _SAMPLES = 4
+_POOL = 1000  # texts that examples are chosen from
 _SHORTEST_ROW = 3  # bos, a token, eos
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifyFields(LabelsConfig, ClassificationConfig):
-    """What is told of texts, and how it is learnt."""
+    """What is told of texts, how it is learnt, and what it is compared with."""
+
+    prompting: str = ""
+    """Numbers of examples, as `0,4`: `init` itself, as it was before, is also asked for the labels
+    of held-out texts behind so many examples, by the likelihood of each label and in writing, and
+    all ways stand in one table. Empty: it is not."""
+    prompting_texts: int = 200
+    """Held-out texts of that table at most, spread evenly over all; 0: all."""
 
     def __post_init__(self) -> None:
         LabelsConfig.__post_init__(self)
         ClassificationConfig.__post_init__(self)
+        if self.prompting_texts < 0:
+            raise ValueError("prompting_texts: must not be negative")
+        if parse_shots(self.prompting, "prompting") and self.kind != "single_label":
+            raise ValueError(f"prompting: is for single_label, and not for {self.kind}")
         if self.kind == "regression" and self.class_weights.strip():
             raise ValueError("class_weights: regression has no classes; leave it out")
 
@@ -158,8 +179,10 @@ def _work(run: TrainingRun[ClassifyConfig]) -> dict[str, float]:
         labels.save(run.directory.labels)
         _print_labels(labels)
     scores = run.train(rows, model, objective, evaluation)
+    ways = _ways(run, corpus, labels)
     if not is_main():
         return {}
+    scores |= ways
     stores = (*corpus.train, corpus.eval)
     scores["data/truncated"] = float(sum(store.truncated for store in stores))
     return run.data_scores(corpus, rows) | scores
@@ -209,6 +232,46 @@ def _samples(
             append_samples(run.directory.samples, step, samples)
 
     return write
+
+
+def _ways(run: TrainingRun[ClassifyConfig], corpus: Corpus, labels: Labels) -> dict[str, float]:
+    """The trained head, and `init` as it is asked for labels, on the same held-out texts."""
+    config = run.config
+    shots = parse_shots(config.classify.prompting, "prompting")
+    if not shots:
+        return {}
+    texts = [_labelled(text) for text in corpus.split.texts(HELD_OUT)]
+    texts = list(spread(texts, config.classify.prompting_texts))
+    items = label_items(texts, labels.names)
+    with jax.set_mesh(run.mesh):
+        trained = load_model(run.directory.path, run.mesh)
+        classify = Classifier(
+            trained.model, trained.params, trained.tokenizer, labels, config.data.seq_len
+        )
+        found = classify([text for text, _ in texts])
+        chosen = {"trained head": [labels.names.index(each.label) for each in found]}
+        model = TrainedTextModel(load_trained(config.init, run.mesh), report=run.phases)
+        pool = _pool(corpus, labels) if any(shots) else []
+        for way, number in itertools.product(WAYS, shots):
+            name = f"{way}, {number} example{'' if number == 1 else 's'}"
+            chosen[name] = asked_labels(model, items, pool, way, number, config.seed)
+    return {
+        f"classify/{name}/{score}": value
+        for name, places in chosen.items()
+        for score, value in way_scores(places, items, labels).items()
+    }
+
+
+def _pool(corpus: Corpus, labels: Labels) -> list[Item]:
+    """Training texts to take examples from: every so-many-th, as one source may be sorted."""
+    stride = -(-labels.texts // _POOL)
+    texts = itertools.islice(corpus.split.texts(TRAIN), 0, None, stride)
+    return label_items([_labelled(text) for text in texts], labels.names)
+
+
+def _labelled(text: str) -> Labelled:
+    record = json.loads(text)
+    return Labelled(record["text"], record["label"])
 
 
 def _said(label: Class | float | Iterable[Class]) -> str:

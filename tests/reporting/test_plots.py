@@ -35,7 +35,7 @@ def run(steps=50, **others):
 def test_the_four_charts_come_first_and_changing_names_follow():
     metrics = [record | {"ppo/kl": 0.1 * record["step"], "constant": 1.0} for record in run()]
     assert [chart.title for chart in training_charts(metrics)] == [
-        "Loss, nats per token",
+        "Loss, nats",
         "Learning rate",
         "Gradient norm",
         "Tokens per second",

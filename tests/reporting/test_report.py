@@ -84,7 +84,7 @@ def test_the_page_holds_every_section(run_dir):
         "1.600 bits per byte",
         "20% fewer bits than gzip -9",
         "token bigram 2.400",
-        "Loss, nats per token",
+        "Loss, nats",
         "old prompt",
         "compiling 10s",
         "everything else 10s",

@@ -28,6 +28,17 @@ SETTINGS = {
     "references": False,
 }
 
+TUNING_SETTINGS = {
+    "steps": 6,
+    "batch_size": 8,
+    "data.seq_len": 32,
+    "data.eval_fraction": 0.2,
+    "log.every": 1,
+    "checkpoint.every": 3,
+    "eval.every": 3,
+    "optimizer.learning_rate": 1e-2,
+}
+
 _TEXT_SETTINGS = ("tokenizer.vocab_size", "data.seq_len", "data.eval_fraction")
 
 _CONFIG_FILE = """
@@ -97,6 +108,8 @@ def arguments(config_file, corpus):
         if stage in ("prepare", "tokenizer"):
             text = {name: SETTINGS[name] for name in _TEXT_SETTINGS}
             settings = {**text, "data.train": corpus}
+        if stage in ("sft", "classify"):
+            settings = TUNING_SETTINGS | ({"max_new_tokens": 4} if stage == "sft" else {})
         settings |= {"max_new_tokens": 4} if stage == "generate" else {}
         settings |= fields or {}
         made = [f"--config={config_file(stage)}"]
@@ -131,3 +144,26 @@ def finished_run(arguments, compiled, tmp_path_factory) -> Path:
     for number, handler in before.items():
         signal.signal(number, handler)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def json_lines(tmp_path_factory):
+    """Writes records to a new file."""
+
+    def write(records, name: str = "records") -> Path:
+        path = tmp_path_factory.mktemp("data") / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def curve():
+    """Reads what a run has logged under a name, by step."""
+
+    def read(run: Path, name: str = "eval/loss") -> dict[int, float]:
+        logged = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        return {line["step"]: line[name] for line in logged if name in line}
+
+    return read

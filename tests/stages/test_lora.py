@@ -5,26 +5,10 @@ import shutil
 
 import pytest
 
-SETTINGS = {
-    "steps": 6,
-    "batch_size": 8,
-    "data__seq_len": 32,
-    "data__eval_fraction": 0.2,
-    "log__every": 1,
-    "checkpoint__every": 3,
-    "eval__every": 3,
-    "max_new_tokens": 4,
-    "optimizer__learning_rate": 1e-2,
-    "lora__rank": 2,
-}
-
 
 @pytest.fixture(scope="module")
-def instructions(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "instructions.jsonl"
-    records = [{"prompt": f"Repeat {n}", "response": f"yes {n}"} for n in range(80)]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
+def instructions(json_lines):
+    return json_lines({"prompt": f"Repeat {n}", "response": f"yes {n}"} for n in range(80))
 
 
 @pytest.fixture
@@ -35,28 +19,23 @@ def base(finished_run, tmp_path):
 @pytest.fixture
 def adapt(command, instructions):
     def run(workdir, init, stage="sft", **fields):
-        data = {"data__train": instructions} if stage == "sft" else {}
-        return command(stage, workdir, **{**SETTINGS, **data, "init": init, **fields})
+        own = {"data__train": instructions} if stage == "sft" else {"steps": 6}
+        return command(stage, workdir, **{**own, "init": init, "lora__rank": 2, **fields})
 
     return run
-
-
-def losses(run, name="eval/loss"):
-    logged = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line[name] for line in logged if name in line}
 
 
 def size(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_an_adapter_is_kept_alone_and_used_with_its_base(adapt, command, base, tmp_path):
+def test_an_adapter_is_kept_alone_and_used_with_its_base(adapt, command, base, curve, tmp_path):
     run = tmp_path / "run"
     result = adapt(run, base, steps=12)
     assert result.code == 0, result.err
     assert "attention/query/kernel" in result.err
     assert "all of the model" in result.err
-    found = losses(run)
+    found = curve(run)
     assert found[12] < found[3]
     summary = json.loads((run / "summary.json").read_text())
     of_base = json.loads((base / "summary.json").read_text())
@@ -80,14 +59,14 @@ def test_an_adapter_is_kept_alone_and_used_with_its_base(adapt, command, base, t
     assert not (tmp_path / "whole" / "base.json").exists()
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(adapt, base, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(adapt, base, curve, tmp_path):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     fields = {"optimizer__schedule": "constant", "lora__dropout": 0.2}
     assert adapt(whole, base, **fields).code == 0
     assert adapt(halves, base, steps=3, **fields).code == 0
     assert adapt(halves, base, **fields).code == 0
-    assert losses(halves, "train/loss") == losses(whole, "train/loss")
-    assert losses(halves) == losses(whole)
+    assert curve(halves, "train/loss") == curve(whole, "train/loss")
+    assert curve(halves) == curve(whole)
 
 
 @pytest.mark.parametrize(
@@ -98,14 +77,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(adapt, base, tmp_path):
         {"train__trainable": r".*_lora_(a|b)|.*norm/scale"},
     ],
 )
-def test_options_come_back_as_they_were_trained(fields, adapt, command, base, tmp_path):
+def test_options_come_back_as_they_were_trained(fields, adapt, command, base, curve, tmp_path):
     run = tmp_path / "run"
     result = adapt(run, base, steps=3, **fields)
     assert result.code == 0, result.err
     evaluated = command("evaluate", tmp_path / "evaluated", init=run)
     assert evaluated.code == 0, evaluated.err
     again = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
-    assert again["eval/loss"] == pytest.approx(losses(run)[3], abs=1e-5)
+    assert again["eval/loss"] == pytest.approx(curve(run)[3], abs=1e-5)
 
 
 def test_pretraining_goes_on_with_pairs(adapt, base, corpus, tmp_path):
@@ -128,15 +107,15 @@ def test_a_base_that_is_moved_with_its_adapter_is_found(adapt, command, base, tm
     assert f"its base is not at {base} any more" in result.err
 
 
-def test_a_run_killed_while_its_base_is_loaded_begins_again(adapt, base, tmp_path):
+def test_a_run_killed_while_its_base_is_loaded_begins_again(adapt, base, curve, tmp_path):
     run = tmp_path / "run"
     assert adapt(run, base, steps=3).code == 0
-    expected = losses(run, "train/loss")
+    expected = curve(run, "train/loss")
     for name in ("base.json", "metrics.jsonl", "summary.json", "report.html"):
         (run / name).unlink()
     shutil.rmtree(run / "checkpoints")
     assert adapt(run, base, steps=3).code == 0
-    assert losses(run, "train/loss") == expected
+    assert curve(run, "train/loss") == expected
 
 
 def test_an_adapter_for_another_base_is_told(adapt, command, arguments, base, tmp_path):

@@ -7,52 +7,29 @@ import pytest
 
 from jaxllm.reporting.samples import read_samples
 
-SETTINGS = {
-    "steps": 6,
-    "batch_size": 8,
-    "data__seq_len": 32,
-    "data__eval_fraction": 0.2,
-    "log__every": 1,
-    "checkpoint__every": 3,
-    "eval__every": 3,
-    "max_new_tokens": 4,
-    "optimizer__learning_rate": 1e-2,
-}
-
-
-def lines(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
 
 @pytest.fixture(scope="module")
-def instructions(tmp_path_factory):
+def instructions(json_lines):
     """Questions with answers that are much alike."""
-    records = [
+    return json_lines(
         {"instruction": f"Repeat {n}", "input": f" {n}", "output": f"yes {n}"} for n in range(80)
-    ]
-    return lines(tmp_path_factory.mktemp("data") / "instructions.jsonl", records)
+    )
 
 
 @pytest.fixture
 def sft(command, finished_run, instructions):
     def run(workdir=None, **fields):
-        given = {**SETTINGS, "init": finished_run, "data__train": instructions, **fields}
+        given = {"init": finished_run, "data__train": instructions, **fields}
         return command("sft", workdir, **given)
 
     return run
 
 
-def losses(run, name="eval/loss"):
-    logged = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line[name] for line in logged if name in line}
-
-
-def test_a_run_learns_to_answer_and_tells_it(sft, command, finished_run, tmp_path):
+def test_a_run_learns_to_answer_and_tells_it(sft, command, curve, tmp_path):
     run = tmp_path / "run"
     result = sft(run, steps=12)
     assert result.code == 0, result.err
-    found = losses(run)
+    found = curve(run)
     assert found[12] < 0.9 * found[3]
     summary = json.loads((run / "summary.json").read_text())
     assert summary["eval/loss"] == pytest.approx(found[12])
@@ -85,13 +62,13 @@ def test_a_run_learns_to_answer_and_tells_it(sft, command, finished_run, tmp_pat
     assert command("pretrain", tmp_path / "more", init=run, steps=1).code == 0
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(sft, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(sft, curve, tmp_path):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     fields = {"optimizer__schedule": "constant", "sft__layout": "chat"}
     assert sft(whole, **fields).code == 0
     assert sft(halves, steps=3, **fields).code == 0
     assert sft(halves, steps=6, **fields).code == 0
-    assert losses(halves, "train/loss") == losses(whole, "train/loss")
+    assert curve(halves, "train/loss") == curve(whole, "train/loss")
 
 
 def test_another_layout_or_changed_data_is_refused_in_a_run_that_has_begun(
@@ -121,7 +98,7 @@ def test_a_preview_shows_what_is_learnt(sft, tmp_path):
     assert sft(preview=1, init=tmp_path / "nowhere").code == 2
 
 
-def test_what_many_conversations_share_makes_no_copies_of_them(sft, tmp_path):
+def test_what_many_conversations_share_makes_no_copies_of_them(sft, json_lines, tmp_path):
     system = {"role": "system", "content": " ".join(f"word{n}" for n in range(60))}
     records = [
         {
@@ -133,7 +110,7 @@ def test_what_many_conversations_share_makes_no_copies_of_them(sft, tmp_path):
         }
         for n in range(40)
     ]
-    data = lines(tmp_path / "data.jsonl", records)
+    data = json_lines(records)
     assert sft(tmp_path / "run", data__train=data, data__seq_len=512, steps=1).code == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["data/train_documents"] + summary["data/eval_documents"] == 40
@@ -156,10 +133,10 @@ def test_text_can_be_mixed_in(sft, corpus, instructions, tmp_path):
     ],
 )
 def test_bad_records_are_set_aside_and_too_many_end_the_run(
-    record, reason, sft, instructions, tmp_path
+    record, reason, sft, instructions, json_lines, tmp_path
 ):
     good = list(map(json.loads, instructions.read_text().splitlines()))
-    data = lines(tmp_path / "data.jsonl", [record, *good])
+    data = json_lines([record, *good])
     result = sft(tmp_path / "run", data__train=data)
     assert result.code == 2
     assert f"{data}:1 (" in result.err
@@ -186,7 +163,8 @@ def test_bad_records_are_set_aside_and_too_many_end_the_run(
 )
 def test_mistakes_are_told_in_one_line(fields, message, sft, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lines(tmp_path / "long.jsonl", [{"prompt": "x" * 99, "response": "y"}])
+    record = {"prompt": "x" * 99, "response": "y"}
+    (tmp_path / "long.jsonl").write_text(json.dumps(record))
     result = sft(tmp_path / "run", **fields)
     assert result.code == 2
     assert message in result.err

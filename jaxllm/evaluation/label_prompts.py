@@ -1,0 +1,107 @@
+"""Classification without training: a language model is asked for the label of a text.
+
+Two ways. `likelihood`: the label that the model finds the likeliest behind the question; `written`:
+the one that it writes there, greedily. Each behind any number of labelled texts as examples.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxllm.data.labels import Class, Labels
+from jaxllm.evaluation.classification import class_scores, macro_f1
+from jaxllm.evaluation.fewshot import choose_examples, with_examples
+from jaxllm.evaluation.items import Item
+from jaxllm.evaluation.measures import MEASURES
+from jaxllm.evaluation.statistics import mean, standard_error
+from jaxllm.evaluation.text_model import TextModel
+
+_CHINESE = re.compile("[\u3400-\u9fff]")
+_NEW_TOKENS = 16
+
+WAYS = {"likelihood": "choice", "written": "answer"}
+"""Ways of asking, and the measure of each (`measures.MEASURES`)."""
+
+
+class Labelled(NamedTuple):
+    """A text and its class."""
+
+    text: str
+    label: Class
+
+
+def label_items(texts: Sequence[Labelled], names: Sequence[Class]) -> list[Item]:
+    """Questions after the labels of texts, in the language of each."""
+    named = [str(name) for name in names]
+    return [_item(text, str(label), named) for text, label in texts]
+
+
+def _item(text: str, label: str, names: Sequence[str]) -> Item:
+    if _CHINESE.search(text):
+        prompt = f"文本：{text}\n标签（{'、'.join(names)}）："
+    else:
+        prompt = f"Text: {text}\nLabel ({', '.join(names)}):"
+    return Item(
+        prompt,
+        f" {label}",
+        options=tuple(("", f" {name}") for name in names),
+        gold=names.index(label),
+        target=label,
+        stop=("\n",),
+        choices=tuple(names),
+        content=text,
+    )
+
+
+def asked_labels(
+    model: TextModel,
+    items: Sequence[Item],
+    pool: Sequence[Item],
+    way: str,
+    shots: int,
+    seed: int,
+) -> list[int]:
+    """The place of the label that the model gives each text; -1 where it writes none of them.
+
+    Args:
+        model: what is asked.
+        items: of `label_items`.
+        pool: where examples come from.
+        way: of `WAYS`.
+        shots: examples before each question.
+        seed: of the choice of examples.
+
+    Raises:
+        UserError: there are too few examples.
+    """
+    examples = choose_examples(items, pool, shots, seed, "labels")
+    prompts = [with_examples(item, shown) for item, shown in zip(items, examples, strict=True)]
+    outcomes = MEASURES[WAYS[way]](model, items, prompts, _NEW_TOKENS)
+    if way == "likelihood":
+        return [int(outcome.details["chosen"]) for outcome in outcomes]
+    written = (" ".join(outcome.details["response"].split()) for outcome in outcomes)
+    return [
+        item.choices.index(text) if text in item.choices else -1
+        for item, text in zip(items, written, strict=True)
+    ]
+
+
+def way_scores(chosen: Sequence[int], items: Sequence[Item], labels: Labels) -> dict[str, float]:
+    """`accuracy` with its standard error, `macro_f1`, and the number of `texts`; what is none of
+    the labels is wrong."""
+    right = [float(place == item.gold) for place, item in zip(chosen, items, strict=True)]
+    classes = len(labels.names)
+    three = {name: np.zeros(classes) for name in ("right", "wrong", "missed")}
+    for place, item in zip(chosen, items, strict=True):
+        three["right"][item.gold] += place == item.gold
+        three["missed"][item.gold] += place != item.gold
+        if place not in (-1, item.gold):
+            three["wrong"][place] += 1
+    return {
+        "accuracy": mean(right),
+        "accuracy_stderr": standard_error(right),
+        "macro_f1": macro_f1(class_scores(three, labels)),
+        "texts": float(len(items)),
+    }
