@@ -1,4 +1,4 @@
-"""The Python face: run a stage, load a run's model, write with it.
+"""The Python face: run a stage, load a run's model, write or classify with it.
 
 from jaxllm import api
 
@@ -7,12 +7,16 @@ print(model.generate(["def "], max_new_tokens=64, temperature=0.8)[0])
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
+from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.data.labels import Labels
+from jaxllm.inference.classifier import Classifier, Prediction
 from jaxllm.inference.requests import Sampling
 from jaxllm.inference.trained import TrainedModel, load_trained
 from jaxllm.main import run
@@ -25,6 +29,7 @@ __all__ = ["Model", "load", "run"]
 class Model:
     """A trained model on its devices; made by `load`."""
 
+    path: Path
     trained: TrainedModel
     mesh: Mesh
 
@@ -45,6 +50,27 @@ class Model:
             options = Sampling(**sampling)  # type: ignore[arg-type]
             return self.trained.generate(prompts, options, seed)
 
+    def classify(self, texts: Sequence[str]) -> list[Prediction]:
+        """What each text is, of a run of `classify`.
+
+        Raises:
+            jaxllm.errors.UserError: the model is of another stage.
+        """
+        with jax.set_mesh(self.mesh):
+            return self.classifier(texts)
+
+    @functools.cached_property
+    def classifier(self) -> Classifier:
+        """What classifies."""
+        loaded = self.trained.loaded
+        return Classifier(
+            loaded.model,
+            loaded.params,
+            loaded.tokenizer,
+            Labels.load(RunDirectory(self.path).labels),
+            loaded.context,
+        )
+
 
 def load(path: str | Path, mesh: MeshConfig | None = None) -> Model:
     """The model of the run directory at `path`, from its newest readable checkpoint.
@@ -58,4 +84,4 @@ def load(path: str | Path, mesh: MeshConfig | None = None) -> Model:
     """
     devices = make_mesh(mesh or MeshConfig())
     with jax.set_mesh(devices):
-        return Model(load_trained(path, devices), devices)
+        return Model(Path(path), load_trained(path, devices), devices)

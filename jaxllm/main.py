@@ -33,6 +33,7 @@ STAGES = {
     "pretrain": ("jaxllm.stages.pretrain", "PretrainConfig"),
     "sft": ("jaxllm.stages.sft", "SftConfig"),
     "classify": ("jaxllm.stages.classify", "ClassifyConfig"),
+    "score": ("jaxllm.stages.score", "ScoreConfig"),
     "generate": ("jaxllm.stages.generate", "GenerateConfig"),
     "chat": ("jaxllm.stages.chat", "ChatConfig"),
     "evaluate": ("jaxllm.stages.evaluate", "EvaluateConfig"),
@@ -43,7 +44,7 @@ STAGES = {
 
 _MADE_BY_ONE = ("tokenizer", "prepare")
 """Stages whose work one process does, while the others wait."""
-_SINGLE = ("chat", "import_hf", "export_hf")
+_SINGLE = ("chat", "score", "import_hf", "export_hf")
 """Stages that have to be run as a single process."""
 
 # What only the user can mend: a place that cannot be read or written.

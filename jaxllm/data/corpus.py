@@ -166,8 +166,9 @@ def prepare_text(
     work_dir: Path,
     report: Report = lambda phase, done, total: None,
     kind: DocumentKind = WholeTexts(),  # noqa: B008
-) -> tuple[TokenStore, SplitDocuments]:
-    """The text of `data.eval` alone, tokenised: to measure a model that is already there.
+) -> tuple[TokenStore, SplitDocuments, Encoder | None]:
+    """The text of `data.eval` alone, tokenised, and by what: to measure a model that is already
+    there.
 
     Texts are cleaned one by one; duplicates stay.
 
@@ -180,7 +181,7 @@ def prepare_text(
         encoder = kind.encoder(tokenizer, data.seq_len, split)
         store = _stores(data, split, tokenizer, encoder, stores, report)[EVAL]
     _check_held_out(store)
-    return store, split
+    return store, split, encoder
 
 
 def _check_held_out(store: TokenStore) -> None:

@@ -113,7 +113,7 @@ class LabelledReader:
             ValueError: the record has no such text or label; the message says why.
         """
         del marked  # a labelled text is one text
-        text = clean("\n".join(_text(record.fields, name) for name in self.text))
+        text = clean(joined_text(record.fields, self.text))
         if self.label not in record.fields:
             named = ", ".join(map(str, record.fields)) or "none"
             raise ValueError(f"no field `{self.label}` (it has {named})")
@@ -123,6 +123,15 @@ class LabelledReader:
         group = hashlib.blake2b(text.encode(), digest_size=16, key=b"labelled").hexdigest()
         labelled = json.dumps({"text": text, "label": label}, ensure_ascii=False)
         return [Passage(labelled, record.group or group)]
+
+
+def joined_text(fields: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The texts of the named fields of a record, as one.
+
+    Raises:
+        ValueError: one is missing, or no text.
+    """
+    return "\n".join(_text(fields, name) for name in names)
 
 
 def read_label(value: Any, kind: str) -> Label:

@@ -138,6 +138,13 @@ def classification_scores(counts: Counts, labels: Labels) -> dict[str, float]:
     }
 
 
+def texts_of(counts: Counts) -> float:
+    """How many texts were counted."""
+    if "moments" in counts:
+        return float(counts["moments"][0])
+    return float(counts["confusion"].sum() if "confusion" in counts else counts["texts"])
+
+
 @dataclasses.dataclass(frozen=True)
 class ClassScores:
     """How well one class is told."""

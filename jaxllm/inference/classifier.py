@@ -3,16 +3,21 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
+from jaxllm.checkpoints.load import load_model, model_config_of
+from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.labels import Label, Labels, text_tokens
 from jaxllm.models.config import TransformerConfig
 from jaxllm.objectives.classification import text_outputs
 from jaxllm.objectives.objective import Batch, Params
+from jaxllm.sharding.mesh import constrain
 from jaxllm.tokenizers.tokenizer import Tokenizer
 
 _SHORTEST = 32
@@ -75,6 +80,20 @@ class Classifier:
         return Prediction(label, dict(named))
 
 
+def load_classifier(path: str | Path, mesh: Mesh, batch_size: int = 32) -> Classifier:
+    """The classifier that the run of `classify` at `path` has trained.
+
+    Raises:
+        UserError: there is no such run, it is of another stage, or it has no checkpoint yet.
+    """
+    model_config_of(path)  # a wrong path is told as such
+    labels = Labels.load(RunDirectory(path).labels)
+    loaded = load_model(path, mesh)
+    return Classifier(
+        loaded.model, loaded.params, loaded.tokenizer, labels, loaded.context, batch_size
+    )
+
+
 @partial(jax.jit, static_argnames="model")
 def _last_outputs(
     params: Params, tokens: Array, lengths: Array, *, model: TransformerConfig
@@ -87,4 +106,5 @@ def _last_outputs(
         "segment_ids": (places < lengths[:, None]).astype(jnp.int32),
     }
     outputs, _ = text_outputs(model, params, batch)
-    return jnp.take_along_axis(outputs, lengths[:, None, None] - 1, axis=1)[:, 0]
+    # Whole in every process, each of which reads it.
+    return constrain(jnp.take_along_axis(outputs, lengths[:, None, None] - 1, axis=1)[:, 0])

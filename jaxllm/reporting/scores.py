@@ -61,6 +61,7 @@ GROUPS: dict[str, dict[str, Score]] = {
         "eval/mean_absolute_error": Score("mean absolute error", quantities.number),
         "eval/root_mean_squared_error": Score("root mean squared error", quantities.number),
         "eval/pearson": Score("Pearson's correlation", _decimals),
+        "eval/texts": Score("texts", quantities.number),
         "eval/tokens": Score("tokens", quantities.number),
         "eval/bytes": Score("bytes", quantities.byte_count),
     },

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import jax
 
-from jaxllm.checkpoints.load import load_model, model_config_of
+from jaxllm.checkpoints.load import model_config_of
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
@@ -30,7 +30,7 @@ from jaxllm.evaluation.loss import LossEvaluator
 from jaxllm.evaluation.tasks import spread
 from jaxllm.evaluation.text_model import TrainedTextModel
 from jaxllm.files import write_json
-from jaxllm.inference.classifier import Classifier
+from jaxllm.inference.classifier import Classifier, load_classifier
 from jaxllm.inference.trained import load_trained
 from jaxllm.models.config import HeadConfig, ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
@@ -122,6 +122,8 @@ def run(config: ClassifyConfig, workdir: Path | None) -> None:
             "config.init: give the run directory or Hugging Face folder of a trained model, as "
             "one of configs/pretrain.py."
         )
+    if config.classify.prompting:
+        model_config_of(config.init)  # it is wanted at the end again
     directory = work_directory(workdir)
     if config.model.head.outputs:
         raise UserError("config.model.head.outputs: follows from the labels; leave it out.")
@@ -244,10 +246,7 @@ def _ways(run: TrainingRun[ClassifyConfig], corpus: Corpus, labels: Labels) -> d
     texts = list(spread(texts, config.classify.prompting_texts))
     items = label_items(texts, labels.names)
     with jax.set_mesh(run.mesh):
-        trained = load_model(run.directory.path, run.mesh)
-        classify = Classifier(
-            trained.model, trained.params, trained.tokenizer, labels, config.data.seq_len
-        )
+        classify = load_classifier(run.directory.path, run.mesh)
         found = classify([text for text, _ in texts])
         chosen = {"trained head": [labels.names.index(each.label) for each in found]}
         model = TrainedTextModel(load_trained(config.init, run.mesh), report=run.phases)

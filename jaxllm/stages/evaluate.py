@@ -18,9 +18,15 @@ from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import DocumentKind, WholeTexts, prepare_corpus, prepare_text
 from jaxllm.data.documents import RejectedLines
 from jaxllm.data.examples import ExamplesConfig
+from jaxllm.data.labels import LabelledKind, LabelledTexts, Labels, LabelsConfig
 from jaxllm.data.packing import packed_rows
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
+from jaxllm.evaluation.classification import (
+    ClassificationEvaluator,
+    classification_scores,
+    texts_of,
+)
 from jaxllm.evaluation.contamination import ContaminationConfig, TaskContamination
 from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.evaluation.suite import (
@@ -201,14 +207,21 @@ def held_out_scores(
         given = dataclasses.asdict(config.data) | {"seq_len": data.seq_len}
         data = dataclasses.replace(data, **given)
         with main_first():
-            store, split = prepare_text(data, trained.loaded.tokenizer, folder, phases, kind)
+            prepared = prepare_text(data, trained.loaded.tokenizer, folder, phases, kind)
+        store, split, encoder = prepared
     else:
         source = RunDirectory(config.init)
         tokenizer = TokenizerConfig(path=str(source.tokenizer))
         with main_first():
             corpus = prepare_corpus(data, tokenizer, source.path, phases, source.data(), kind)
-        store, split = corpus.eval, corpus.split
-    return _text_scores(config, trained, store, data) | reading_scores(split)
+        store, split, encoder = corpus.eval, corpus.split, corpus.encoder
+    rows = packed_rows(store, data.packing, data.seq_len, data.document_mask)
+    batches = EvalBatches(rows, config.batch_size, batch_sharding(jax.sharding.get_mesh()))
+    if isinstance(encoder, LabelledTexts):
+        scores = _classification_scores(trained, encoder, batches)
+    else:
+        scores = _text_scores(trained, store, batches)
+    return scores | reading_scores(split)
 
 
 def _keep(
@@ -253,8 +266,17 @@ def _recorded_data(init: str) -> dict[str, Any] | None:
 
 
 def _recorded_kind(init: str) -> DocumentKind:
-    """What the model at `init` was trained on: conversations, or text."""
-    recorded = None if is_published(init) else RunDirectory(init).config().get("sft")
+    """What the model at `init` was trained on: labelled texts, conversations, or text."""
+    if is_published(init):
+        return WholeTexts()
+    config = RunDirectory(init).config()
+    recorded = config.get("classify")
+    if isinstance(recorded, dict):
+        fields = {field.name for field in dataclasses.fields(LabelsConfig)}
+        own = {name: value for name, value in recorded.items() if name in fields}
+        kind = configuration.from_dict(LabelsConfig, own, "classify")
+        return LabelledKind(kind, Labels.load(RunDirectory(init).labels))
+    recorded = config.get("sft")
     if not isinstance(recorded, dict):
         return WholeTexts()
     # The run keeps its template with its tokenizer.
@@ -282,12 +304,19 @@ def _prepared(config: EvaluateConfig, folder: Path) -> list[PreparedTask]:
         return prepare(config, shots, config.data.max_bad_fraction, rejected)
 
 
-def _text_scores(
-    config: EvaluateConfig, trained: TrainedModel, store: TokenStore, data: DataConfig
+def _classification_scores(
+    trained: TrainedModel, encoder: LabelledTexts, batches: EvalBatches
 ) -> dict[str, float]:
-    rows = packed_rows(store, data.packing, data.seq_len, data.document_mask)
-    mesh = jax.sharding.get_mesh()
-    batches = EvalBatches(rows, config.batch_size, batch_sharding(mesh))
+    """How well the head of a run of `classify` tells texts."""
+    model, params = trained.loaded.model, trained.loaded.params
+    count = ClassificationEvaluator(model, encoder.labels.kind, encoder.targets)
+    counts = count(params, {}, batches)
+    return classification_scores(counts, encoder.labels) | {"eval/texts": texts_of(counts)}
+
+
+def _text_scores(
+    trained: TrainedModel, store: TokenStore, batches: EvalBatches
+) -> dict[str, float]:
     loaded, objective = trained.loaded, trained.objective
     evaluate = LossEvaluator(make_objective(loaded.model, objective, loaded.tokenizer))
     loss, tokens = evaluate(loaded.params, {}, batches)["loss"]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxllm import trees
+from jaxllm import api, trees
 from jaxllm.checkpoints.load import load_model
 from jaxllm.data.labels import Labels
 from jaxllm.main import main
@@ -219,3 +219,70 @@ def test_a_label_that_is_only_held_out_is_told(command, finished_run, json_lines
 def test_a_head_is_for_this_stage_alone(command, finished_run, tmp_path):
     result = command("pretrain", tmp_path / "run", init=finished_run, model__head__outputs=2)
     assert (result.code, "this stage trains no head" in result.err) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def classifier(arguments, compiled, finished_run, colours, tmp_path_factory):
+    """A run that tells colours by their letters."""
+    run = tmp_path_factory.mktemp("classifier") / "run"
+    fields = {"init": finished_run, "data.train": colours, "steps": 30, "eval.every": 30}
+    assert main(arguments("classify", run, fields)) == 0
+    return run
+
+
+def test_a_classifier_is_measured_and_used(classifier, command, json_lines, tmp_path):
+    summary = json.loads((classifier / "summary.json").read_text())
+    evaluated = command("evaluate", tmp_path / "evaluated", init=classifier)
+    assert evaluated.code == 0, evaluated.err
+    again = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
+    assert again["eval/macro_f1"] == summary["eval/macro_f1"] == 1
+    assert again["eval/texts"] == summary["data/eval_documents"]
+    others = json_lines(
+        [{"text": "abc 5 cba", "label": "red"}, {"text": "def 5 fed", "label": "red"}]
+    )
+    measured = command("evaluate", tmp_path / "measured", init=classifier, data__eval=others)
+    assert measured.code == 0, measured.err
+    found = json.loads((tmp_path / "measured" / "summary.json").read_text())
+    assert found["eval/accuracy"] == 0.5
+
+    told = command("score", init=classifier, text="ghi 3 ihg")
+    assert told.code == 0, told.err
+    assert json.loads(told.out)["label"] == "blue"
+    scored = command("score", tmp_path / "scored", init=classifier, texts=others)
+    assert scored.code == 0, scored.err
+    lines = [json.loads(x) for x in (tmp_path / "scored" / "scores.jsonl").read_text().splitlines()]
+    assert [line["label"] for line in lines] == ["red", "green"]
+    assert lines[0]["text"] == "abc 5 cba"
+    assert sum(lines[0]["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    model = api.load(classifier)
+    assert [each.label for each in model.classify(["abc 1 cba", "def 2 fed"])] == ["red", "green"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "config.text: give a text, or config.texts"),
+        ({"text": "a", "init": ""}, "config.init: give the run directory"),
+        ({"text": "a", "init": "/nowhere"}, "/nowhere"),
+        ({"texts": "builtin:pydocs_classify:3"}, "--workdir is missing"),
+        ({"text": "a", "texts": "b"}, "and not both"),
+    ],
+)
+def test_mistakes_of_scoring_are_told_in_one_line(fields, message, classifier, command):
+    result = command("score", **{"init": classifier, **fields})
+    assert (result.code, "Traceback" in result.err) == (2, False)
+    assert message in result.err
+
+
+def test_a_record_without_text_is_told(classifier, command, json_lines, tmp_path):
+    source = json_lines([{"text": "a"}, {"words": "b"}])
+    result = command("score", tmp_path / "scored", init=classifier, texts=source)
+    assert result.code == 2
+    assert "line 2: no field `text` (it has words)" in result.err
+    assert not (tmp_path / "scored").exists()
+
+
+def test_what_is_no_classifier_does_not_score(command, finished_run):
+    result = command("score", init=finished_run, text="a")
+    assert result.code == 2
+    assert "is no run of the stage classify" in result.err
