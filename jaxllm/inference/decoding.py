@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from jaxllm.inference.adapters import with_adapters
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.kv_cache import Cache, copied, empty_cache, squeezed, unsqueezed
 from jaxllm.models.transformer import Output, Transformer, output_head
@@ -49,6 +50,8 @@ class Slots(NamedTuple):
     stop_ids: Int[Array, "*slots stops"]
     """Tokens that end the text; filled up with -1."""
     choice: Choice
+    adapter: Int[Array, "*slots"] | None = None
+    """The number of its adapter, 0 is none; None: no slot has one."""
 
 
 class Burst(NamedTuple):
@@ -71,6 +74,8 @@ def prefill(
     model: TransformerConfig,
     chunk: int,
     prefix: bool = False,
+    pairs: Params | None = None,
+    adapters: Int[Array, " batch"] | None = None,
 ) -> Cache:
     """A cache that has read the first `lengths` tokens of each row.
 
@@ -81,7 +86,10 @@ def prefill(
         model: a causal one.
         chunk: tokens of a row that are read at once; memory is linear in it.
         prefix: whether all that is read sees all of it; it must be one chunk.
+        pairs: of all adapters (`adapters.joined`).
+        adapters: the number of each row's.
     """
+    params = with_adapters(params, pairs, adapters)
     batch, length = tokens.shape
     assert length % chunk == 0 and (length == chunk or not prefix)
 
@@ -131,6 +139,7 @@ def decode(
     going_on: Bool[Array, " slots"],
     limit: Int[Array, ""],
     until: Int[Array, ""],
+    pairs: Params | None = None,
     *,
     model: TransformerConfig,
 ) -> tuple[Slots, Cache, Burst]:
@@ -142,8 +151,10 @@ def decode(
         going_on: false for slots whose request the host has ended.
         limit: steps at most; at most `LONGEST_BURST`.
         until: busy slots down to which to go on.
+        pairs: of all adapters (`adapters.joined`).
         model: a causal one.
     """
+    params = with_adapters(params, pairs, slots.adapter)
     head = output_head(model, params)
     slots = slots._replace(left=jnp.where(going_on, slots.left, 0))
     count = slots.left.shape[0]

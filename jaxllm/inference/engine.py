@@ -8,7 +8,7 @@ are compiled; and the host waits once a burst of steps, never once a token.
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxllm.errors import UserError
+from jaxllm.inference.adapters import check_known, joined
 from jaxllm.inference.decoding import LONGEST_BURST, Choice, Slots, decode, fill, prefill, shrink
 from jaxllm.inference.requests import Completion, Request, Sampling, seed_of
 from jaxllm.inference.writing import Writing
@@ -27,6 +28,8 @@ from jaxllm.ops.sampling import Limits
 from jaxllm.sharding.mesh import batch_shards
 from jaxllm.tokenizers.tokenizer import Tokenizer
 
+_Asked = tuple[tuple[int, ...], int]
+"""A prompt, and the number of the adapter that reads it."""
 _CHUNK = 512
 """Tokens of a prompt that are read at once."""
 _SHORT_BURST = 16
@@ -52,6 +55,7 @@ class Engine:
         context: int,
         slots: int = 32,
         prompt_is_prefix: bool = False,
+        adapters: Mapping[str, Params] | None = None,
     ) -> None:
         """Takes a model into service.
 
@@ -62,6 +66,8 @@ class Engine:
             context: tokens of a text at most, prompt included; 0: no limit is known.
             slots: texts written at once.
             prompt_is_prefix: see a prompt both ways, as a model trained by `prefix_lm` has learnt.
+            adapters: low-rank pairs by the names that requests call them by
+                (`adapters.load_adapters`).
 
         Raises:
             UserError: the model sees both ways, and cannot write.
@@ -74,6 +80,8 @@ class Engine:
         self._tokenizer, self._context, self._prefix = tokenizer, context, prompt_is_prefix
         self._slots, self._half_empty_steps = slots, 0
         self._model, self._params = _prepared(model, params)
+        self._adapters = list(adapters or ())
+        self._pairs = _joined_pairs(tuple((adapters or {}).values()), model) if adapters else None
 
     def generate(self, prompts: Sequence[str], sampling: Sampling, seed: int = 0) -> list[str]:
         """Continues each prompt, read as the beginning of a document, and returns what is new.
@@ -143,6 +151,7 @@ class Engine:
                 _on_device(np.array([slot in busy for slot in range(count)])),
                 _index(min(burst, _SHORT_BURST) if searched else burst),
                 _index(self._until(len(busy), count, shards, bool(queue))),
+                self._pairs,
                 model=self._model,
             )
             tokens, log_probs, steps = jax.device_get(written)
@@ -181,6 +190,7 @@ class Engine:
                 f"prompt: has token ids outside of the vocabulary of {self._model.vocab_size:,}; "
                 "encode it with the model's own tokenizer."
             )
+        check_known(request.adapter, self._adapters, "adapter")
         if self._context:
             most = min(most, self._context - length + 1)
         stop_ids = tuple(dict.fromkeys((self._tokenizer.eos_id, *request.stop_ids)))
@@ -210,6 +220,7 @@ class Engine:
             empty("uint32"),
             empty("int32", most),
             choice,
+            empty("int32") if self._adapters else None,
         )
         length = max(len(r.prompt) + r.sampling.max_new_tokens - 1 for r in requests)
         return slots, _empty_cache(self._model, count, _rounded_up(length))
@@ -220,9 +231,10 @@ class Engine:
         """The slots given to requests; equal prompts are read once."""
         if not self._prefix and all(len(request.prompt) == 1 for _, _, request in taken):
             for slot, _, request in taken:  # the first step reads all that there is
-                slots, cache = fill(slots, cache, _index(slot), _entry(request, slots))
+                entry = _entry(request, slots, self._number(request))
+                slots, cache = fill(slots, cache, _index(slot), entry)
             return slots, cache
-        prompts = list(dict.fromkeys(request.prompt for _, _, request in taken))
+        prompts = list(dict.fromkeys(self._asked(request) for _, _, request in taken))
         # All at once, or one by one: two sizes of batch, so that few programs are compiled.
         all_slots = slots.left.shape[0]
         size = shards if 2 * len(prompts) <= all_slots else all_slots
@@ -230,20 +242,29 @@ class Engine:
             some = prompts[begin : begin + size]
             read = self._read(some, size)
             for slot, _, request in taken:
-                if request.prompt in some:
-                    row = _index(some.index(request.prompt))
-                    entry = _entry(request, slots)
+                if self._asked(request) in some:
+                    row = _index(some.index(self._asked(request)))
+                    entry = _entry(request, slots, self._number(request))
                     slots, cache = fill(slots, cache, _index(slot), entry, read, row)
         return slots, cache
 
-    def _read(self, prompts: Sequence[tuple[int, ...]], size: int) -> Cache:
+    def _number(self, request: Request) -> int:
+        """The number of a request's adapter; 0 is none."""
+        return 1 + self._adapters.index(request.adapter) if request.adapter else 0
+
+    def _asked(self, request: Request) -> "_Asked":
+        return request.prompt, self._number(request)
+
+    def _read(self, prompts: Sequence["_Asked"], size: int) -> Cache:
         """A cache of `size` rows that has read prompts, but for what the first step will read."""
         # A power of two; beyond the chunk, what is padded is not read.
-        length = 1 << (max(_SMALLEST, *map(len, prompts)) - 1).bit_length()
+        length = 1 << (max(_SMALLEST, *(len(ids) for ids, _ in prompts)) - 1).bit_length()
         tokens, lengths = np.zeros((size, length), np.int32), np.zeros(size, np.int32)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = prompt
-            lengths[row] = len(prompt) if self._prefix else len(prompt) - 1
+        adapters = np.zeros(size, np.int32)
+        for row, (ids, adapter) in enumerate(prompts):
+            tokens[row, : len(ids)] = ids
+            lengths[row] = len(ids) if self._prefix else len(ids) - 1
+            adapters[row] = adapter
         chunk = length if self._prefix else min(length, _CHUNK)
         return prefill(
             self._params,
@@ -252,6 +273,8 @@ class Engine:
             model=self._model,
             chunk=chunk,
             prefix=self._prefix,
+            pairs=self._pairs,
+            adapters=_on_device(adapters) if self._adapters else None,
         )
 
 
@@ -285,12 +308,21 @@ def _unrolled_params(params: Params, *, model: TransformerConfig) -> Params:
     return params if "output" in params else params | {"output": params["embedding"].T}
 
 
+@partial(jax.jit, static_argnames="model")
+def _joined_pairs(adapters: tuple[Params, ...], model: TransformerConfig) -> Params:
+    """The pairs of all adapters beside the layers as they are decoded."""
+    pairs = joined(adapters)
+    if jax.default_backend() != "cpu":
+        return pairs
+    return restacked(pairs, model.stacks, unrolled(model).stacks)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _empty_cache(model: TransformerConfig, batch: int, length: int) -> Cache:
     return empty_cache(model, batch, length)
 
 
-def _entry(request: Request, slots: Slots) -> Slots:
+def _entry(request: Request, slots: Slots, adapter: int) -> Slots:
     """A request as its slot begins."""
     sampling, begun = request.sampling, slots.choice
 
@@ -319,6 +351,7 @@ def _entry(request: Request, slots: Slots) -> Slots:
             wanted(sampling.repetition_penalty, begun.penalty),
             seen,
         ),
+        wanted(adapter, slots.adapter),
     )
 
 

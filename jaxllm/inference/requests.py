@@ -53,6 +53,8 @@ class Request:
     beside it."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end the text, beside the one that ends a document."""
+    adapter: str = ""
+    """Which of the engine's adapters writes; empty: none, but the model itself."""
 
 
 def seed_of(seed: int, number: int) -> int:

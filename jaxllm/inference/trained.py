@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from jaxllm.checkpoints.load import LoadedModel, load_model
+from jaxllm.inference.adapters import load_adapters
 from jaxllm.inference.engine import Engine
 from jaxllm.inference.requests import Completion, Request, Sampling
+from jaxllm.objectives.objective import Params
 from jaxllm.objectives.pretraining import KINDS, ObjectiveConfig, objective_config_of
 
 
@@ -21,6 +23,8 @@ class TrainedModel:
     objective: ObjectiveConfig
     slots: int = 32
     """Texts written at once."""
+    adapters: Mapping[str, Params] = dataclasses.field(default_factory=dict)
+    """Low-rank pairs beside the model, by name, for requests that ask for them."""
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -37,6 +41,7 @@ class TrainedModel:
             context=loaded.context,
             slots=self.slots,
             prompt_is_prefix=KINDS[self.objective.kind].prompt_is_prefix,
+            adapters=self.adapters,
         )
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
@@ -52,11 +57,15 @@ class TrainedModel:
         return self.engine.generate(prompts, sampling, seed)
 
 
-def load_trained(path: str | Path, mesh: Mesh, slots: int = 32) -> TrainedModel:
+def load_trained(
+    path: str | Path, mesh: Mesh, slots: int = 32, adapters: Mapping[str, str] | None = None
+) -> TrainedModel:
     """The model at `path`, a run directory or a folder of published weights, as `load_model` gives
-    it, and its objective.
+    it, and its objective; with the adapters of other runs beside it, by name.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: as `load_model` and `load_adapters`.
     """
-    return TrainedModel(load_model(path, mesh), objective_config_of(path), slots)
+    loaded = load_model(path, mesh)
+    pairs = load_adapters(adapters or {}, loaded, mesh)
+    return TrainedModel(loaded, objective_config_of(path), slots, pairs)

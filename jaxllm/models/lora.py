@@ -97,7 +97,8 @@ def kept_pattern(asked: str, config: LoraConfig) -> str:
 
 
 class Pair(NamedTuple):
-    """What stands beside one matrix."""
+    """What stands beside one matrix; or beside that of each row of a batch, along an axis of its
+    own (`jaxllm.inference.adapters`)."""
 
     a: Float[Array, "*lead in rank"]
     b: Float[Array, "*lead rank out"]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxllm.models.config import DTypes, NormConfig
 from jaxllm.models.lora import Pair, column_factors, pair_beside
-from jaxllm.ops.products import PRODUCT, product
+from jaxllm.ops.products import PRODUCT, adapted_product, product
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
@@ -44,9 +44,13 @@ class Linear(nn.Module):
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         dtype = jnp.dtype(self.dtypes.params)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), dtype)
-        result = product(x, kernel, self.result_dtype, self.dtypes.reduction)
-        if pair := pair_beside(self, "kernel"):
-            result = self._adapted(result, x, kernel, pair, dropout_keys)
+        pair = pair_beside(self, "kernel")
+        if pair and self._at_once(x, pair, dropout_keys):
+            result = adapted_product(x, kernel, pair.a, pair.b, pair.scale, self.dtypes.reduction)
+        else:
+            result = product(x, kernel, self.result_dtype, self.dtypes.reduction)
+            if pair:
+                result = self._adapted(result, x, kernel, pair, dropout_keys)
         result = checkpoint_name(result, PRODUCT)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype)
@@ -55,6 +59,15 @@ class Linear(nn.Module):
             wide = result.astype(jnp.float32) + bias.astype(jnp.float32)
             result = wide.astype(result.dtype)
         return result
+
+    def _at_once(
+        self, x: Float[Array, "... in"], pair: Pair, dropout_keys: Key[Array, " batch"] | None
+    ) -> bool:
+        """Whether kernel and pair are added up before the product: where activations have the
+        precision for it, and nothing lies between the two."""
+        dropped = pair.dropout is not None and dropout_keys is not None
+        plain = pair.magnitude is None and pair.a.ndim == 2
+        return x.dtype == jnp.float32 and plain and not dropped
 
     def _adapted(
         self,
@@ -67,12 +80,26 @@ class Linear(nn.Module):
         """What the product is with the pair: x @ W + s · (x @ A) @ B, and DoRA's scaling of it."""
         if pair.dropout is not None:
             x = dropout(x, pair.dropout, dropout_keys, "/".join(self.path))
+        if pair.a.ndim == 3:  # a pair for each row of the batch
+            thin = _by_row(x, pair.a)
+            scale = pair.scale.reshape(-1, *(1 for _ in result.shape[1:]))
+            return (result + scale * _by_row(thin, pair.b)).astype(result.dtype)
         thin = product(x, pair.a, "", self.dtypes.reduction)
         more = product(thin, pair.b, str(result.dtype), self.dtypes.reduction)
         wide = result.astype(jnp.float32) + pair.scale * more.astype(jnp.float32)
         if pair.magnitude is not None:
             wide = wide * column_factors(kernel, pair)
         return wide.astype(result.dtype)
+
+
+def _by_row(
+    x: Float[Array, "batch ... in"], matrices: Float[Array, "batch in out"]
+) -> Float[Array, "batch ... out"]:
+    """Each row times a matrix of its own, in the dtype of `x`, summed in float32."""
+    wide = jnp.einsum(
+        "b...i,bio->b...o", x, matrices.astype(x.dtype), preferred_element_type=jnp.float32
+    )
+    return wide.astype(x.dtype)
 
 
 class Norm(nn.Module):

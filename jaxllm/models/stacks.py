@@ -52,7 +52,7 @@ def restacked(
     params: trees.Tree, stacks: Sequence[StackConfig], wanted: Sequence[StackConfig]
 ) -> dict:
     """The parameters of a model whose layers lie in `stacks` as those of the same layers in
-    `wanted`."""
+    `wanted`. Where only some layers have any, the others have none then too."""
     layers = [
         (f"stack_{index}", f"layer_{number}", repeat)
         for index, stack in enumerate(stacks)
@@ -64,10 +64,13 @@ def restacked(
     for index, stack in enumerate(wanted):
         size = len(stack.unit)
         end = first + stack.repeats * size
-        found[f"stack_{index}"] = {
-            f"layer_{number}": _stacked(params, layers[first + number : end : size])
-            for number in range(size)
-        }
+        own = {}
+        for number in range(size):
+            same = layers[first + number : end : size]
+            if all(layer in params.get(stack, {}) for stack, layer, _ in same):
+                own[f"layer_{number}"] = _stacked(params, same)
+        if own:
+            found[f"stack_{index}"] = own
         first = end
     return found
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -12,6 +13,7 @@ from jaxllm.data.records import BadLine
 from jaxllm.data.sources import make_source
 from jaxllm.errors import UserError
 from jaxllm.files import write_atomically
+from jaxllm.inference.adapters import check_known, parse_adapters
 from jaxllm.inference.engine import check_prompt
 from jaxllm.inference.requests import Completion, Request, seed_of
 from jaxllm.inference.trained import TrainedModel, load_trained
@@ -35,6 +37,12 @@ class GenerateConfig(SamplingFields):
     prompts: str = ""
     """Source of records with a `prompt` each, to be continued in the place of `prompt`: a file, a
     glob, `builtin:`, …; what is written goes to `generations.jsonl` in the work directory."""
+    adapters: str = ""
+    """Low-rank adapters of `init`, `NAME=RUN` separated by commas: each prompt is continued by the
+    one that it names, in one batch with the others (docs/lora.md)."""
+    adapter: str = ""
+    """The adapter that continues `prompt`, and those prompts of `prompts` whose record has no field
+    `adapter`; empty: `init` as it is."""
     seed: int = 0
     """Of the draws; the same seed gives the same text."""
     samples: int = 1
@@ -48,6 +56,7 @@ class GenerateConfig(SamplingFields):
         for name in ("samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1")
+        parse_adapters(self.adapters)
         if self.prompts and self.prompt:
             raise ValueError("prompts: is given, and prompt too; give one of them")
 
@@ -61,10 +70,13 @@ def run(config: GenerateConfig, workdir: Path | None) -> None:
         raise UserError(f"--workdir={workdir}: holds a run, whose samples would be lost.")
     if config.prompts and workdir is None:
         raise UserError("--workdir is missing: what is written of config.prompts goes there.")
+    adapters = parse_adapters(config.adapters)
     prompts = list(_prompts(config))
+    for prompt in prompts:
+        check_known(prompt.adapter, list(adapters), prompt.where)
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        trained = load_trained(config.init, mesh, config.batch_size)
+        trained = load_trained(config.init, mesh, config.batch_size, adapters)
         written = _written(config, trained, prompts)
     if not is_main():
         return
@@ -80,14 +92,23 @@ def run(config: GenerateConfig, workdir: Path | None) -> None:
         append_samples(workdir / "samples.md", trained.loaded.step, samples)
 
 
-def _prompts(config: GenerateConfig) -> Iterator[tuple[str, str]]:
-    """Each prompt, after where it stands.
+class _Prompt(NamedTuple):
+    """What is to be continued."""
+
+    where: str
+    """Where it stands, for messages."""
+    text: str
+    adapter: str
+
+
+def _prompts(config: GenerateConfig) -> Iterator[_Prompt]:
+    """Each prompt.
 
     Raises:
         UserError: a record has none.
     """
     if not config.prompts:
-        yield "config.prompt", config.prompt
+        yield _Prompt("config.prompt", config.prompt, config.adapter)
         return
     source = make_source(config.prompts, "config.prompts", parse_special_tokens=False)
     for record in source.records():
@@ -101,11 +122,14 @@ def _prompts(config: GenerateConfig) -> Iterator[tuple[str, str]]:
             check_unicode([prompt])
         except ValueError as error:
             raise UserError(f"{where}: the prompt is {error}.") from None
-        yield where, prompt
+        adapter = record.fields.get("adapter", config.adapter)
+        if not isinstance(adapter, str):
+            raise UserError(f"{where}: its `adapter` is no text.")
+        yield _Prompt(where, prompt, adapter)
 
 
 def _written(
-    config: GenerateConfig, trained: TrainedModel, prompts: Sequence[tuple[str, str]]
+    config: GenerateConfig, trained: TrainedModel, prompts: Sequence[_Prompt]
 ) -> list[Completion]:
     """The continuations, `config.samples` of each prompt in turn.
 
@@ -113,22 +137,29 @@ def _written(
         UserError: a prompt has more tokens than the model sees at once.
     """
     tokenizer, context = trained.loaded.tokenizer, trained.loaded.context
-    encoded = tokenizer.encode_batch([prompt for _, prompt in prompts])
-    for (where, _), ids in zip(prompts, encoded, strict=True):
-        check_prompt(len(ids) + 1, context, where)
+    encoded = tokenizer.encode_batch([prompt.text for prompt in prompts])
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        check_prompt(len(ids) + 1, context, prompt.where)
+    asked = [pair for pair in zip(prompts, encoded, strict=True) for _ in range(config.samples)]
     requests = [
-        Request((tokenizer.bos_id, *ids), config.sampling(), seed_of(config.seed, number))
-        for number, ids in enumerate(ids for ids in encoded for _ in range(config.samples))
+        Request(
+            (tokenizer.bos_id, *ids),
+            config.sampling(),
+            seed_of(config.seed, number),
+            adapter=prompt.adapter,
+        )
+        for number, (prompt, ids) in enumerate(asked)
     ]
     return trained.complete(requests)
 
 
 def _write_generations(
-    path: Path, prompts: Sequence[tuple[str, str]], written: Sequence[Completion], samples: int
+    path: Path, prompts: Sequence[_Prompt], written: Sequence[Completion], samples: int
 ) -> None:
     lines = [
         {
-            "prompt": prompts[number // samples][1],
+            "prompt": prompts[number // samples].text,
+            **({"adapter": name} if (name := prompts[number // samples].adapter) else {}),
             "response": completion.text,
             "finish": completion.finish,
             "tokens": len(completion.ids),
