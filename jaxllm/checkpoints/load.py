@@ -21,6 +21,7 @@ from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.lora import LoraConfig, kept_pattern, merged, pair_shapes
+from jaxllm.models.quantised import rounded
 from jaxllm.models.stacks import restacked
 from jaxllm.models.transformer import SHARDING_RULES, param_shapes
 from jaxllm.sharding.rules import shardings, with_shardings
@@ -147,6 +148,9 @@ def _adapted_params(
     check_base(run, path, parameter_checksums(base))
     adapter = load_adapter(run, model, mesh)
     with jax.set_mesh(mesh):
+        if adapter.config.base:  # as it was when the pairs were trained beside it
+            how = adapter.config.base
+            base = jax.jit(lambda params: rounded(params, how), donate_argnums=0)(base)
         return adapter.step, jax.jit(merged)(trees.replaced(base, adapter.params))
 
 

@@ -9,6 +9,7 @@ from jaxllm.models.config import DTypes, LatentAttentionConfig
 from jaxllm.models.kv_cache import LatentCache, written
 from jaxllm.models.lora import adapted, pair_beside
 from jaxllm.models.parts import Linear, Norm
+from jaxllm.models.quantised import whole_kernel
 from jaxllm.ops.rotary import Rotation, rotate
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
 
@@ -108,7 +109,7 @@ class LatentAttention(nn.Module):
 
     def _matrices(self, up: Linear) -> Float[Array, "latent_width heads head_dim"]:
         """The matrix of each head in an up-projection, which is not applied to latents here."""
-        kernel: Array = up.get_variable("params", "kernel")
+        kernel: Array = whole_kernel(up, up.get_variable("params", "kernel"))
         if pair := pair_beside(up, "kernel"):
             kernel = adapted(kernel, pair)
         return kernel.reshape(self.config.latent_width, self.config.heads, -1)

@@ -30,6 +30,8 @@ from jaxtyping import Array, Float, Key
 
 from jaxllm import trees
 from jaxllm.errors import UserError
+from jaxllm.models.quantised import HELD
+from jaxllm.models.quantised import SCALE as QUANTISED_SCALE
 from jaxllm.sharding.rules import Rules
 
 A, B, MAGNITUDE = "_lora_a", "_lora_b", "_lora_magnitude"
@@ -64,10 +66,18 @@ class LoraConfig:
     """Multiply by alpha / √rank instead, which keeps large ranks from learning slower."""
     dora: bool = False
     """Train the length of each column of the matrix apart from its direction."""
+    base: str = ""
+    """How the frozen matrices are held: `bfloat16`, or those of attention and MLP in `int8` or
+    `nf4`, 8 and 4 bits (QLoRA; needs the extra `quantised`); empty: as `model.param_dtype`."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
             raise ValueError("rank: must not be negative")
+        if self.base not in HELD:
+            known = ", ".join(filter(None, HELD))
+            raise ValueError(f"base: must be one of {known}, and was given {self.base!r}")
+        if self.base and not self.rank:
+            raise ValueError("base: is for low-rank pairs, which are trained beside it; give rank")
         if self.alpha <= 0:
             raise ValueError("alpha: must be positive")
         if not 0 <= self.dropout < 1:
@@ -241,7 +251,8 @@ def column_factors(kernel: Float[Array, "in out"], pair: Pair) -> Float[Array, "
 
 
 def with_pairs(rules: Rules) -> Rules:
-    """Sharding rules by which pairs lie as their matrices do; the rank is never split."""
+    """Sharding rules by which pairs, and the scales of quantised matrices, lie as their matrices
+    do; the rank is never split."""
     found: list[tuple[str, PartitionSpec]] = []
     for pattern, spec in rules:
         if re.search(r"(kernel|embedding|output)$", pattern):
@@ -251,6 +262,8 @@ def with_pairs(rules: Rules) -> Rules:
                 (pattern + B, PartitionSpec(*lead, None, columns)),
                 (pattern + f"({SCALE}|{DROPOUT})", PartitionSpec(*lead)),
                 (pattern + MAGNITUDE, PartitionSpec(*lead, columns)),
+                # Blocks of rows are few, and need not be divisible as the rows are.
+                (pattern + QUANTISED_SCALE, PartitionSpec(*lead, None, columns)),
             ]
     return [*rules, *found]
 

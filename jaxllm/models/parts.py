@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxllm.models.config import DTypes, NormConfig
 from jaxllm.models.lora import Pair, column_factors, pair_beside
+from jaxllm.models.quantised import whole_kernel
 from jaxllm.ops.products import PRODUCT, adapted_product, product
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -44,6 +45,7 @@ class Linear(nn.Module):
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         dtype = jnp.dtype(self.dtypes.params)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), dtype)
+        kernel = whole_kernel(self, kernel)
         pair = pair_beside(self, "kernel")
         if pair and self._at_once(x, pair, dropout_keys):
             result = adapted_product(x, kernel, pair.a, pair.b, pair.scale, self.dtypes.reduction)

@@ -30,6 +30,7 @@ from jaxllm.host_memory import keep_freed_memory_on_cpu
 from jaxllm.models.config import ModelConfig, TransformerConfig
 from jaxllm.models.head import init_head
 from jaxllm.models.lora import init_pairs, pair_shapes
+from jaxllm.models.quantised import held, rounded
 from jaxllm.models.transformer import SHARDING_RULES, param_shapes
 from jaxllm.objectives.objective import Objective
 from jaxllm.planning.flops import model_training_flops_per_token
@@ -106,19 +107,25 @@ class TrainingRun(Generic[C]):
         if not config.lora.rank:
             return self._with_head(load_model(config.init, self.mesh, config.model).params, model)
         params = self._with_head(self._base_params(), model)
-        shapes = pair_shapes(param_shapes(model), config.lora)
-        make = jax.jit(
-            lambda params, key: init_pairs(params, config.lora, key),
-            out_shardings=shardings(shapes, SHARDING_RULES, self.mesh),
+        how, key = config.lora.base, jax.random.key(config.seed)
+        make = self._laid_out(
+            lambda params, key: init_pairs(rounded(params, how), config.lora, key), params, key
         )
-        return trees.merge(params, make(params, jax.random.key(config.seed)))
+        pairs = make(params, key)
+        if how:  # donated: the base is not to be there twice
+            params = self._laid_out(lambda params: held(params, how), params, donate=True)(params)
+        return trees.merge(params, pairs)
+
+    def _laid_out(self, make: Callable[..., Any], *arguments: Any, donate: bool = False) -> Any:
+        """A jitted function whose result, parameters, lies on the mesh as they do."""
+        layout = shardings(jax.eval_shape(make, *arguments), SHARDING_RULES, self.mesh)
+        return jax.jit(make, out_shardings=layout, donate_argnums=(0,) if donate else ())
 
     def _with_head(self, params: dict[str, Any], model: TransformerConfig) -> dict[str, Any]:
         """The parameters with a new head, if there is to be one and `init` has none such."""
         if not model.head.outputs or "head" in params:
             return params
-        layout = shardings(jax.eval_shape(lambda: init_head(model)), SHARDING_RULES, self.mesh)
-        return params | jax.jit(lambda: init_head(model), out_shardings=layout)()
+        return params | self._laid_out(lambda: init_head(model))()
 
     def _base_params(self) -> dict[str, Any]:
         """The parameters that pairs are trained beside; which they are is recorded, and checked in

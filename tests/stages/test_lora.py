@@ -87,6 +87,43 @@ def test_options_come_back_as_they_were_trained(fields, adapt, command, base, cu
     assert again["eval/loss"] == pytest.approx(curve(run)[3], abs=1e-5)
 
 
+@pytest.mark.parametrize("how", ["bfloat16", "int8", "nf4"])
+def test_a_base_in_fewer_bits_is_the_same_when_it_is_used(
+    how, adapt, command, curve, base, tmp_path
+):
+    run = tmp_path / "run"
+    result = adapt(run, base, steps=3, lora__base=how, lora__dora=how == "nf4")
+    assert result.code == 0, result.err
+    assert adapt(run, base, steps=6, lora__base=how, lora__dora=how == "nf4").code == 0
+    evaluated = command("evaluate", tmp_path / "evaluated", init=run)
+    assert evaluated.code == 0, evaluated.err
+    again = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
+    assert again["eval/loss"] == pytest.approx(curve(run)[6], abs=1e-4)
+
+
+def test_adapters_of_one_base_write_in_one_batch(adapt, command, base, json_lines, tmp_path):
+    for name, seed in (("one", 0), ("two", 1)):
+        assert adapt(tmp_path / name, base, steps=12, seed=seed).code == 0
+    asked = json_lines(
+        [{"prompt": "a", "adapter": name} for name in ("one", "two")] + [{"prompt": "a"}]
+    )
+    fields = {"temperature": 0.0, "max_new_tokens": 8}
+    named = f"one={tmp_path / 'one'},two={tmp_path / 'two'}"
+    out = tmp_path / "out"
+    result = command("generate", out, init=base, adapters=named, prompts=asked, **fields)
+    assert result.code == 0, result.err
+    lines = [json.loads(x) for x in (out / "generations.jsonl").read_text().splitlines()]
+    assert [line.get("adapter") for line in lines] == ["one", "two", None]
+    for line, run in zip(lines, (tmp_path / "one", tmp_path / "two", base), strict=True):
+        alone = command("generate", init=run, prompt="a", **fields)
+        assert alone.out == f"a{line['response']}\n"
+    result = command("generate", init=base, adapters=named, adapter="three", prompt="a", **fields)
+    assert result.code == 2
+    assert "config.prompt: 'three' is no adapter; known are one, two" in result.err
+    other = command("generate", init=tmp_path / "one", adapters=named, prompt="a", **fields)
+    assert (other.code, "is not the base" in other.err) == (2, True)
+
+
 def test_pretraining_goes_on_with_pairs(adapt, base, corpus, tmp_path):
     fields = {"data__train": corpus, "tokenizer__vocab_size": 300, "references": False}
     model = {"model__layers": 1, "model__width": 16, "model__heads": 2}
