@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-Step = Callable[[], None]
+Step = Callable[[], float | None]
+"""Makes a step; may give how much it did, tokens say, and then seconds are those of each."""
 
 
 def work(run: Step) -> None:
@@ -22,8 +23,8 @@ def work(run: Step) -> None:
         seconds = []
         for _ in range(2):
             begin = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - begin)
+            amount = run()
+            seconds.append((time.perf_counter() - begin) / (amount or 1))
         print(json.dumps(seconds), flush=True)
 
 

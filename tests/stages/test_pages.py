@@ -15,7 +15,7 @@ from jaxllm.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = "python -m jaxllm.main "
-TRAINING = ("configs/sft.py",)
+TRAINING = ("configs/sft.py", "configs/classify.py")
 SHORT = ["--config.steps=2", "--config.eval.max_batches=2", "--config.data.seq_len=64"]
 
 
@@ -39,7 +39,7 @@ def place(finished_run, compiled, tmp_path, monkeypatch):
         signal.signal(number, handler)
 
 
-PAGES = ["importing.md", "generating.md", "chatting.md", "evaluating.md", "sft.md", "lora.md"]
+PAGES = ["importing.md", "generating.md", "chatting.md", "evaluating.md", "sft.md", "lora.md", "classify.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
