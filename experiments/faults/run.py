@@ -15,6 +15,7 @@ over other processes, devices or another mesh. Every run is judged against one t
 Prints a line for each run and a table; ends with 1 if a run failed. `outcomes.jsonl` tells all of
 each run, and what a failed run left stays. README.md has the table as it was seen.
 
+`--task=lora` does so with a run that fine-tunes a model, made first: `sft`, `lora` or `classify`.
 `--only=kill,term-one --processes=2 --runs=10` chooses, and options of `jaxllm.main` may follow,
 such as `--config.model.width=256`. A full disk needs the right to mount a file system.
 """
@@ -50,16 +51,26 @@ SETTINGS = (
     "--config.batch_size=8",
     "--config.data.seq_len=64",
     "--config.data.eval_fraction=0.2",
+    "--config.optimizer.name=adamw",
+    "--config.optimizer.learning_rate=0.001",
+)
+"""Small, with a log line for each step, and several checkpoints and evaluations to be struck in."""
+
+MODEL = (
     "--config.tokenizer.vocab_size=300",
     "--config.model.layers=2",
     "--config.model.width=64",
     "--config.model.heads=2",
-    "--config.optimizer.name=adamw",
-    "--config.optimizer.learning_rate=0.001",
     "--config.max_new_tokens=4",
     "--config.references=False",
 )
-"""Small, with a log line for each step, and several checkpoints and evaluations to be struck in."""
+TASKS = {
+    "pretrain": ("pretrain.py:tiny", MODEL),
+    "sft": ("sft.py", ("--config.max_new_tokens=4",)),
+    "lora": ("sft.py", ("--config.max_new_tokens=4", "--config.lora.rank=2")),
+    "classify": ("classify.py", ("--config.train.trainable=last:1",)),
+}
+"""What runs do: the configuration, and settings beside those of all."""
 
 ATTEMPTS = 3
 """Draws of a run that was done before its faults could come."""
@@ -83,9 +94,8 @@ def main(arguments: Sequence[str]) -> int:
     options.workdir.mkdir(parents=True)
     begin = time.monotonic()
     corpus = options.workdir / "text.jsonl"
-    _write_corpus(corpus)
-    settings = [f"--config.data.train={corpus}", *SETTINGS, *overrides]
-    command = Command(options.config, settings, options.workdir / "compiled")
+    _write_corpus(corpus, options.task)
+    command = _command(options, corpus, overrides)
     plans = _plans(options)
     references = {
         processes: _leave_alone(command, processes, options.workdir)
@@ -106,7 +116,7 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default=f"{ROOT / 'configs' / 'pretrain.py'}:tiny")
+    parser.add_argument("--task", choices=TASKS, default="pretrain")
     parser.add_argument("--workdir", type=Path, default=Path("runs/faults"))
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
@@ -123,6 +133,27 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if unknown := {*options.only} - {*NAMES} | {*options.processes} - {*OTHERS}:
         parser.error(f"unknown: {', '.join(map(str, unknown))}")
     return options, overrides
+
+
+def _command(options: argparse.Namespace, corpus: Path, overrides: Sequence[str]) -> Command:
+    """The command of every run; what is fine-tuned is pretrained first."""
+    config, own = TASKS[options.task]
+    compiled = options.workdir / "compiled"
+    settings = [f"--config.data.train={corpus}", *SETTINGS, *own]
+    if options.task != "pretrain":
+        base, output = options.workdir / "base", options.workdir / "base.txt"
+        pretrain, model = TASKS["pretrain"]
+        text = options.workdir / "base.jsonl"
+        _write_corpus(text, "pretrain")
+        given = [f"--config.data.train={text}", *SETTINGS, *model]
+        made = Command(str(ROOT / "configs" / pretrain), given, compiled)
+        with made.start(base, Topology(1), output) as life:
+            while life.running() and not life.overdue(LIFE_SECONDS, APART_SECONDS):
+                time.sleep(0.1)
+            if life.end().code != 0:
+                sys.exit(f"the model to be fine-tuned could not be trained; see {output}")
+        settings.append(f"--config.init={base}")
+    return Command(str(ROOT / "configs" / config), [*settings, *overrides], compiled)
 
 
 def _plans(options: argparse.Namespace) -> list[Plan]:
@@ -190,7 +221,7 @@ def _run(
     return outcome
 
 
-def _write_corpus(path: Path) -> None:
+def _write_corpus(path: Path, task: str) -> None:
     """Documents of words that follow one another by a rule, so that there is something to learn."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 7))) for _ in range(40)]
@@ -200,7 +231,10 @@ def _write_corpus(path: Path) -> None:
             text = [draw.choice(words)]
             for _ in range(draw.randint(20, 80)):
                 text.append(draw.choice(followers[text[-1]]))
-            file.write(f"{json.dumps({'text': ' '.join(text)})}\n")
+            record = {"text": " ".join(text), "label": text[0] < "h"}
+            if task in ("sft", "lora"):
+                record = {"prompt": " ".join(text[:5]), "response": " ".join(text[5:30])}
+            file.write(f"{json.dumps(record)}\n")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,15 @@ def place(finished_run, compiled, tmp_path, monkeypatch):
         signal.signal(number, handler)
 
 
-PAGES = ["importing.md", "generating.md", "chatting.md", "evaluating.md", "sft.md", "lora.md", "classify.md"]
+PAGES = [
+    "importing.md",
+    "generating.md",
+    "chatting.md",
+    "evaluating.md",
+    "sft.md",
+    "lora.md",
+    "classify.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
