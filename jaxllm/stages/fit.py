@@ -121,13 +121,12 @@ def fit(
         stack.enter_context(contextlib.closing(checkpointer))
         with ledger.spending("restore"):
             restored = _restored(config, checkpointer, state_layout, kept_shapes)
-        base: Params = {}
-        if restored is None or base_shapes:
-            trainable, rest = trees.split(initial_params(), config.trained)
-            kept, base = trees.divide(rest, config.kept)
-            if restored is None:
-                restored = init_state(trainable, optimizer, state_layout), kept
-        state, kept = restored
+        state, kept, base = _begun(
+            config,
+            restored,
+            initial_params if restored is None or base_shapes else None,
+            lambda trainable: init_state(trainable, optimizer, state_layout),
+        )
         frozen = trees.merge(kept, base)
         ledger.resumed(int(state.step))
         recorder = Recorder(run, int(state.step), config.log, dataclasses.asdict(config))
@@ -158,6 +157,30 @@ def fit(
         ledger.otherwise("evaluation")
     measured |= trained_scores(param_shapes, config.trained, state_layout.opt_state)
     return state, frozen, measured
+
+
+def _begun(
+    config: TrainingFields,
+    restored: tuple[TrainState, dict[str, Any]] | None,
+    initial_params: Callable[[], dict[str, Any]] | None,
+    new: Callable[[dict[str, Any]], TrainState],
+) -> tuple[TrainState, dict[str, Any], Params]:
+    """The state to go on from, and the parameters not trained: those that checkpoints hold, and
+    those of the base.
+
+    Args:
+        config: of the stage.
+        restored: of a checkpoint.
+        initial_params: makes those that training begins from; None: all are restored.
+        new: makes the state of trained parameters before the first step.
+    """
+    if initial_params is None:
+        assert restored is not None
+        return *restored, {}
+    trainable, rest = trees.split(initial_params(), config.trained)
+    kept, base = trees.divide(rest, config.kept)
+    state, kept = restored or (new(trainable), kept)
+    return state, kept, base
 
 
 def _step_function(
