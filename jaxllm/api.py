@@ -15,8 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllm.checkpoints.run_directory import RunDirectory
-from jaxllm.data.labels import Labels
-from jaxllm.inference.classifier import Classifier, Prediction
+from jaxllm.inference.classifier import Classifier, Prediction, classifier_of
 from jaxllm.inference.requests import Sampling
 from jaxllm.inference.trained import TrainedModel, load_trained
 from jaxllm.main import run
@@ -62,14 +61,7 @@ class Model:
     @functools.cached_property
     def classifier(self) -> Classifier:
         """What classifies."""
-        loaded = self.trained.loaded
-        return Classifier(
-            loaded.model,
-            loaded.params,
-            loaded.tokenizer,
-            Labels.load(RunDirectory(self.path).labels),
-            loaded.context,
-        )
+        return classifier_of(RunDirectory(self.path), self.trained.loaded)
 
 
 def load(path: str | Path, mesh: MeshConfig | None = None) -> Model:

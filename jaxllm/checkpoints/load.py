@@ -18,7 +18,7 @@ from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.conversion.configuration import check_is_model, is_published, read_config
 from jaxllm.conversion.reading import published_dtype, read_params
 from jaxllm.errors import UserError
-from jaxllm.models.config import ModelConfig, TransformerConfig
+from jaxllm.models.config import ModelConfig, TransformerConfig, bare
 from jaxllm.models.families import architecture
 from jaxllm.models.lora import LoraConfig, kept_pattern, merged, pair_shapes
 from jaxllm.models.quantised import rounded
@@ -88,15 +88,15 @@ def load_model(
         run = RunDirectory(path)
         trained_on = run.config().get("data", {}).get("seq_len", 0)
         if lora_config_of(run).rank:
-            step, params = _adapted_params(run, as_kept, mesh, model_config and kept)
+            step, params = _adapted_params(run, as_kept, mesh, kept)
         else:
             shapes = with_shardings(param_shapes(as_kept), SHARDING_RULES, mesh)
             step, params = _newest_params(run, shapes)
-    params = _fitted(params, as_kept, model, mesh)
+    params = fitted(params, as_kept, model, mesh)
     return LoadedModel(model, params, tokenizer, step, model.max_positions or trained_on)
 
 
-def _fitted(
+def fitted(
     params: dict[str, Any], kept: TransformerConfig, wanted: TransformerConfig, mesh: Mesh
 ) -> dict[str, Any]:
     """The parameters of a model as another wants them, whose stacks are cut elsewhere or which has
@@ -110,10 +110,9 @@ def _fitted(
         SHARDING_RULES,
         mesh,
     )
-    cut = jax.jit(
+    return jax.jit(
         lambda params: restacked(params, kept.stacks, wanted.stacks), out_shardings=layout
-    )
-    return cut(params)
+    )(params)
 
 
 def lora_config_of(run: RunDirectory) -> LoraConfig:
@@ -140,11 +139,11 @@ def load_adapter(run: RunDirectory, model: TransformerConfig, mesh: Mesh) -> Loa
 
 
 def _adapted_params(
-    run: RunDirectory, model: TransformerConfig, mesh: Mesh, model_config: ModelConfig | None
+    run: RunDirectory, model: TransformerConfig, mesh: Mesh, model_config: ModelConfig
 ) -> tuple[int, dict[str, Any]]:
     """The step of an adapter's run, and its base with the pairs added into its matrices."""
     path = base_path(run)
-    base = load_model(path, mesh, model_config).params
+    base = load_model(path, mesh, bare(model_config)).params
     check_base(run, path, parameter_checksums(base))
     adapter = load_adapter(run, model, mesh)
     with jax.set_mesh(mesh):

@@ -141,15 +141,25 @@ def read_label(value: Any, kind: str) -> Label:
         ValueError: it is none of this kind; the message says why.
     """
     if kind == "regression":
-        number = value if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
-        if number is None or not math.isfinite(number):
-            raise ValueError(f"the label {value!r} is no number")
-        return float(number)
+        try:
+            number = math.nan if isinstance(value, bool | str) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"the label {_shortened(value)} is no number")
+        return number
     if kind == "single_label":
         return _class(value)
     if not isinstance(value, list | tuple):
         raise ValueError(f"the label {value!r} is no list of classes")
     return tuple(sorted({_class(each) for each in value}, key=_order))
+
+
+def _shortened(value: Any) -> str:
+    try:
+        return repr(value)[:80]
+    except ValueError:  # Python refuses to write whole numbers of thousands of digits
+        return "with so many digits"
 
 
 def _class(value: Any) -> Class:
@@ -257,20 +267,30 @@ def labels_of(training: Sequence[Label], kind: str) -> Labels:
     Raises:
         UserError: they are all the same.
     """
+    if len(set(training)) < 2:
+        which = repr(training[0]) if training else "missing: there is none"
+        raise UserError(
+            f"config.data.train: all {len(training):,} training texts have the label {which}; "
+            "there is nothing to tell apart. Give texts of others too."
+        )
     if kind == "regression":
         values = np.array(training, np.float64)
-        if not np.ptp(values):
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation = float(values.mean()), float(values.std())
+        if not math.isfinite(mean) or not 0 < deviation < math.inf:
             raise UserError(
-                f"config.data.train: all {len(values):,} training texts have the label "
-                f"{values[0]:g}; there is nothing to learn. Give texts of other values."
+                "config.data.train: the labels are too large, or too near each other, to be told "
+                "apart as numbers; scale them."
             )
-        return Labels(kind, (), (), len(values), float(values.mean()), float(values.std()))
+        return Labels(kind, (), (), len(values), mean, deviation)
     found = collections.Counter(name for label in training for name in _classes(label))
-    if len(found) < (2 if kind == "single_label" else 1):
-        which = f"the label {next(iter(found))!r}" if found else "no label"
+    names = tuple(sorted(found, key=_order))
+    spelt = collections.Counter(map(str, names))
+    if len(spelt) < len(names):
+        twice = next(name for name, count in spelt.items() if count > 1)
         raise UserError(
-            f"config.data.train: all {len(training):,} training texts have {which}; there is "
-            "nothing to tell apart. Give texts of other classes too."
+            f"config.data.train: {twice} is a label both as a number and as a text; write it in "
+            "one way."
         )
     if kind == "single_label" and len(found) == len(training) > 2:
         raise UserError(
@@ -278,7 +298,6 @@ def labels_of(training: Sequence[Label], kind: str) -> Labels:
             "own; name the field of the class in config.classify.label, or, to predict numbers, "
             "give config.classify.kind=regression."
         )
-    names = tuple(sorted(found, key=_order))
     return Labels(kind, names, tuple(found[name] for name in names), len(training))
 
 

@@ -23,8 +23,8 @@ Counts = dict[str, Float64[np.ndarray, "..."]]
   be of that of the column;
 - `multi_label`: `right`, `wrong` and `missed` [classes], texts that were rightly, wrongly and not
   given a class; `exact` and `texts`, those of which all was right, and all;
-- `regression`: `moments` [7], Σ of 1, y, p, y², p², y·p and |y - p|, for values y and predictions
-  p in standard units.
+- `regression`: `moments` [8], Σ of 1, y, p, y², p², y·p, |y - p| and (y - p)², for values y and
+  predictions p in standard units.
 """
 
 
@@ -97,7 +97,7 @@ def _moments(
     weights: Float[Array, "batch seq"],
 ) -> dict[str, Array]:
     p, y = outputs[..., 0], labels[..., 0]
-    terms = jnp.stack([jnp.ones_like(y), y, p, y * y, p * p, y * p, jnp.abs(y - p)])
+    terms = jnp.stack([jnp.ones_like(y), y, p, y * y, p * p, y * p, jnp.abs(y - p), (y - p) ** 2])
     return {"moments": jnp.sum(terms * weights, axis=(1, 2))}
 
 
@@ -128,12 +128,11 @@ def classification_scores(counts: Counts, labels: Labels) -> dict[str, float]:
             "eval/macro_f1": macro_f1(class_scores(counts, labels)),
             "eval/micro_f1": _f1(float(right), float(wrong), float(missed)),
         }
-    n, y, p, yy, pp, yp, absolute = map(float, counts["moments"])
+    n, y, p, yy, pp, yp, absolute, squared = map(float, counts["moments"])
     spread = math.sqrt(max(yy / n - (y / n) ** 2, 0) * max(pp / n - (p / n) ** 2, 0))
-    squared = max(yy - 2 * yp + pp, 0) / n
     return {
         "eval/mean_absolute_error": labels.deviation * absolute / n,
-        "eval/root_mean_squared_error": labels.deviation * math.sqrt(squared),
+        "eval/root_mean_squared_error": labels.deviation * math.sqrt(squared / n),
         "eval/pearson": (yp / n - y / n * p / n) / spread if spread > 1e-12 else math.nan,
     }
 

@@ -19,7 +19,7 @@ from jaxllm.evaluation.statistics import mean, standard_error
 from jaxllm.evaluation.text_model import TextModel
 
 _CHINESE = re.compile("[\u3400-\u9fff]")
-_NEW_TOKENS = 16
+_LEAST_NEW_TOKENS = 16
 
 WAYS = {"likelihood": "choice", "written": "answer"}
 """Ways of asking, and the measure of each (`measures.MEASURES`)."""
@@ -67,7 +67,7 @@ def asked_labels(
 
     Args:
         model: what is asked.
-        items: of `label_items`.
+        items: of `label_items`, one at least.
         pool: where examples come from.
         way: of `WAYS`.
         shots: examples before each question.
@@ -78,14 +78,14 @@ def asked_labels(
     """
     examples = choose_examples(items, pool, shots, seed, "labels")
     prompts = [with_examples(item, shown) for item, shown in zip(items, examples, strict=True)]
-    outcomes = MEASURES[WAYS[way]](model, items, prompts, _NEW_TOKENS)
+    # A token is a byte at least.
+    longest = max(len(name.encode()) for item in items for name in item.choices)
+    outcomes = MEASURES[WAYS[way]](model, items, prompts, max(_LEAST_NEW_TOKENS, longest + 2))
     if way == "likelihood":
         return [int(outcome.details["chosen"]) for outcome in outcomes]
+    named = [" ".join(name.split()) for name in items[0].choices]
     written = (" ".join(outcome.details["response"].split()) for outcome in outcomes)
-    return [
-        item.choices.index(text) if text in item.choices else -1
-        for item, text in zip(items, written, strict=True)
-    ]
+    return [named.index(text) if text in named else -1 for text in written]
 
 
 def way_scores(chosen: Sequence[int], items: Sequence[Item], labels: Labels) -> dict[str, float]:

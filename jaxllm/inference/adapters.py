@@ -16,10 +16,19 @@ from jaxtyping import Array, Int
 
 from jaxllm import trees
 from jaxllm.checkpoints.base import check_base, parameter_checksums
-from jaxllm.checkpoints.load import LoadedModel, load_adapter
+from jaxllm.checkpoints.load import (
+    LoadedModel,
+    fitted,
+    load_adapter,
+    lora_config_of,
+    model_config_of,
+)
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.errors import UserError
+from jaxllm.models.config import TransformerConfig, bare
+from jaxllm.models.families import architecture
 from jaxllm.models.lora import PAIRS, SCALE, A, B, adapted_path
+from jaxllm.models.stacks import restacked
 from jaxllm.objectives.objective import Params
 
 _BY_ROW = r"stack_\d+/layer_\d+/(?!.*/experts/).*/kernel"
@@ -56,12 +65,25 @@ def load_adapters(runs: Mapping[str, str], base: LoadedModel, mesh: Mesh) -> dic
             of a batch cannot have each for itself; the message says which and what to do.
     """
     found: dict[str, Params] = {}
-    checksums = parameter_checksums(base.params) if runs else {}
+    if not runs:
+        return found
+    plain: TransformerConfig | None = None
     for name, path in runs.items():
         run = RunDirectory(path)
-        run.config()  # a wrong path is told as such
-        adapter = load_adapter(run, base.model, mesh)
+        model = architecture(bare(model_config_of(path)), base.tokenizer.vocab_size)
+        if not lora_config_of(run).rank:
+            raise UserError(f"config.adapters: {name}: {path} is no adapter (its lora.rank is 0).")
+        if plain is None or plain.stacks != model.stacks:
+            plain, checksums = model, _checksums(base, model, mesh)
         check_base(run, "config.init", checksums)
+        whole_model = architecture(model_config_of(path), base.tokenizer.vocab_size)
+        adapter = load_adapter(run, whole_model, mesh)
+        if adapter.config.base:
+            raise UserError(
+                f"config.adapters: {name}: was trained beside a base held as "
+                f"{adapter.config.base}, which others here are not; use it alone, as "
+                f"--config.init={path}."
+            )
         for leaf, _ in trees.leaves_with_paths(adapter.params):
             matrix = adapted_path(leaf)
             whole = re.fullmatch(PAIRS, leaf) and not leaf.endswith("_magnitude")
@@ -70,8 +92,17 @@ def load_adapters(runs: Mapping[str, str], base: LoadedModel, mesh: Mesh) -> dic
                     f"config.adapters: {name}: has trained {leaf}, which texts of a batch cannot "
                     f"have each for itself; use it alone, as --config.init={path}."
                 )
-        found[name] = adapter.params
+        found[name] = restacked(adapter.params, model.stacks, base.model.stacks)
     return found
+
+
+def _checksums(base: LoadedModel, plain: TransformerConfig, mesh: Mesh) -> dict[str, int]:
+    """Those of the base's parameters in the layout that they are recorded in; of a model that
+    cannot be laid out so, of what it is."""
+    same = plain.layers == base.model.layers
+    return parameter_checksums(
+        fitted(base.params, base.model, plain, mesh) if same else base.params
+    )
 
 
 def _latent(base: LoadedModel, matrix: str) -> bool:

@@ -11,9 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
-from jaxllm.checkpoints.load import load_model, model_config_of
+from jaxllm import config as configuration
+from jaxllm.checkpoints.load import LoadedModel, load_model, model_config_of
 from jaxllm.checkpoints.run_directory import RunDirectory
-from jaxllm.data.labels import Label, Labels, text_tokens
+from jaxllm.data.cleaning import Cleaner, CleaningConfig
+from jaxllm.data.config import DataConfig
+from jaxllm.data.labels import Label, Labels, LabelsConfig, text_tokens
 from jaxllm.models.config import TransformerConfig
 from jaxllm.objectives.classification import text_outputs
 from jaxllm.objectives.objective import Batch, Params
@@ -44,9 +47,14 @@ class Classifier:
     context: int
     """Tokens of a text that are read at most."""
     batch_size: int = 32
+    cleaning: CleaningConfig | None = None
+    """What is done to each text first; None: nothing."""
 
     def __call__(self, texts: Sequence[str]) -> list[Prediction]:
         """What each text is taken to be; of one that is too long, its beginning."""
+        if self.cleaning is not None:
+            clean = Cleaner(self.cleaning)
+            texts = [clean(text) or "" for text in texts]
         return [self._prediction(outputs) for outputs in self._outputs(texts)]
 
     def _outputs(self, texts: Sequence[str]) -> Iterator[Float32[np.ndarray, " outputs"]]:
@@ -87,11 +95,39 @@ def load_classifier(path: str | Path, mesh: Mesh, batch_size: int = 32) -> Class
         UserError: there is no such run, it is of another stage, or it has no checkpoint yet.
     """
     model_config_of(path)  # a wrong path is told as such
-    labels = Labels.load(RunDirectory(path).labels)
-    loaded = load_model(path, mesh)
+    Labels.load(RunDirectory(path).labels)
+    return classifier_of(RunDirectory(path), load_model(path, mesh), batch_size)
+
+
+def classifier_of(run: RunDirectory, loaded: LoadedModel, batch_size: int = 32) -> Classifier:
+    """The classifier of a run whose model is loaded; it reads texts as the run did.
+
+    Raises:
+        UserError: the run is of another stage.
+    """
+    labels = Labels.load(run.labels)
+    data = configuration.from_dict(DataConfig, run.group("data"), "data")
     return Classifier(
-        loaded.model, loaded.params, loaded.tokenizer, labels, loaded.context, batch_size
+        loaded.model,
+        loaded.params,
+        loaded.tokenizer,
+        labels,
+        data.seq_len,
+        batch_size,
+        data.cleaning,
     )
+
+
+def labels_config_of(run: RunDirectory) -> LabelsConfig:
+    """Which fields a run of `classify` has read, and as what.
+
+    Raises:
+        UserError: the run is of another stage.
+    """
+    recorded = run.group("classify")
+    names = {field.name for field in dataclasses.fields(LabelsConfig)}
+    own = {name: value for name, value in recorded.items() if name in names}
+    return configuration.from_dict(LabelsConfig, own, "classify")
 
 
 @partial(jax.jit, static_argnames="model")

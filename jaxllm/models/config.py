@@ -175,6 +175,12 @@ class ModelConfig:
             )
 
 
+def bare(config: ModelConfig) -> ModelConfig:
+    """The same model without a head, and with its layers in as few stacks as they go: what is the
+    same however it was trained, and what others know."""
+    return dataclasses.replace(config, head=HeadConfig(), top_layers=0)
+
+
 _NOT_NEGATIVE = (
     "vocab_size",
     "max_positions",

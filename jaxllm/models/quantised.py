@@ -45,13 +45,19 @@ def held(params: trees.Tree, how: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for path, leaf in trees.leaves_with_paths(params):
-        if how == "bfloat16" and re.fullmatch(_MATRIX, path):
+        if how == "bfloat16" and is_held(path, how):
             leaf = leaf.astype(jnp.bfloat16)
-        elif how in _CODES and re.fullmatch(_KERNEL, path):
+        elif is_held(path, how):
             leaf, scale = _quantised(leaf, how)
             trees.insert(found, path + SCALE, scale)
         trees.insert(found, path, leaf)
     return found
+
+
+def is_held(path: str, how: str) -> bool:
+    """Whether `held` keeps the parameter at a path in fewer bits."""
+    pattern = _MATRIX if how == "bfloat16" else _KERNEL
+    return bool(how and re.fullmatch(pattern, path))
 
 
 def rounded(params: trees.Tree, how: str) -> dict[str, Any]:

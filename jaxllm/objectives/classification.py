@@ -71,7 +71,7 @@ class ClassificationConfig:
         for name in given:
             if name not in known:
                 raise UserError(
-                    f"config.objective.class_weights: {name!r} is no class of the training texts; "
+                    f"config.classify.class_weights: {name!r} is no class of the training texts; "
                     f"they are of {', '.join(known) or 'none, but numbers'}."
                 )
         return np.array([float(given.get(name, 1.0)) for name in known], np.float32)

@@ -12,6 +12,7 @@ import jax
 
 from jaxllm.checkpoints.load import model_config_of
 from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.conversion.configuration import is_published
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus
@@ -77,6 +78,11 @@ class ClassifyFields(LabelsConfig, ClassificationConfig):
             raise ValueError(f"prompting: is for single_label, and not for {self.kind}")
         if self.kind == "regression" and self.class_weights.strip():
             raise ValueError("class_weights: regression has no classes; leave it out")
+        if self.kind == "multi_label" and self.class_weights.strip() == "balanced":
+            raise ValueError(
+                "class_weights: balanced is for single_label; of multi_label all classes count "
+                "the same already"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +111,8 @@ class ClassifyConfig(ModelTrainingFields):
                 "data.packing: concat would cut texts; take best_fit, or none to give each a row "
                 "of its own"
             )
+        if not self.data.document_mask:
+            raise ValueError("data.document_mask: texts must not see each other; leave it True")
         if self.data.seq_len < _SHORTEST_ROW:
             raise ValueError(f"data.seq_len: {_SHORTEST_ROW} is the least that holds a text")
 
@@ -153,6 +161,11 @@ def _check(config: ClassifyConfig, tokenizer: TokenizerConfig) -> None:
     loaded = load_tokenizer(tokenizer.path)
     model = architecture(_with_outputs(config.model, 1), loaded.vocab_size)
     check_length(model, config.data.seq_len, "config.data.seq_len")
+    if config.classify.prompting and not model.causal:
+        raise UserError(
+            "config.classify.prompting: the model of config.init sees both ways "
+            "(config.model.causal=False), and cannot be asked; leave it out."
+        )
     check_patterns(config, with_pairs(config, param_shapes(model)))
 
 
@@ -176,6 +189,15 @@ def _work(run: TrainingRun[ClassifyConfig]) -> dict[str, float]:
         _measure(run, corpus.encoder, model, objective),
         _samples(run, corpus, labels, model),
     )
+    shots = max(parse_shots(config.classify.prompting, "prompting"), default=0)
+    pool = -(-labels.texts // _stride(labels))
+    if shots > pool:
+        raise UserError(
+            f"config.classify.prompting: {shots} examples are asked for, and are chosen from "
+            f"{pool:,} training texts; ask for fewer."
+        )
+    if _tells_the_same(config.init, labels, model_config.head):
+        run = dataclasses.replace(run, keeps_head=True)
     run.begin(corpus, rows)
     if is_main():
         labels.save(run.directory.labels)
@@ -188,6 +210,18 @@ def _work(run: TrainingRun[ClassifyConfig]) -> dict[str, float]:
     stores = (*corpus.train, corpus.eval)
     scores["data/truncated"] = float(sum(store.truncated for store in stores))
     return run.data_scores(corpus, rows) | scores
+
+
+def _tells_the_same(init: str, labels: Labels, head: HeadConfig) -> bool:
+    """Whether `init` has a head for the same classes, to be trained further."""
+    if is_published(init):
+        return False
+    path = RunDirectory(init).labels
+    if not path.exists():
+        return False
+    known = Labels.load(path)
+    same = (known.kind, known.names) == (labels.kind, labels.names)
+    return same and model_config_of(init).head == head
 
 
 def _measure(
@@ -249,6 +283,7 @@ def _ways(run: TrainingRun[ClassifyConfig], corpus: Corpus, labels: Labels) -> d
         classify = load_classifier(run.directory.path, run.mesh)
         found = classify([text for text, _ in texts])
         chosen = {"trained head": [labels.names.index(each.label) for each in found]}
+        del classify  # two models need not be there at once
         model = TrainedTextModel(load_trained(config.init, run.mesh), report=run.phases)
         pool = _pool(corpus, labels) if any(shots) else []
         for way, number in itertools.product(WAYS, shots):
@@ -263,9 +298,13 @@ def _ways(run: TrainingRun[ClassifyConfig], corpus: Corpus, labels: Labels) -> d
 
 def _pool(corpus: Corpus, labels: Labels) -> list[Item]:
     """Training texts to take examples from: every so-many-th, as one source may be sorted."""
-    stride = -(-labels.texts // _POOL)
-    texts = itertools.islice(corpus.split.texts(TRAIN), 0, None, stride)
+    texts = itertools.islice(corpus.split.texts(TRAIN), 0, None, _stride(labels))
     return label_items([_labelled(text) for text in texts], labels.names)
+
+
+def _stride(labels: Labels) -> int:
+    """Every so-many-th training text may become an example."""
+    return -(-labels.texts // _POOL)
 
 
 def _labelled(text: str) -> Labelled:

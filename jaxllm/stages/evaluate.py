@@ -18,7 +18,7 @@ from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import DocumentKind, WholeTexts, prepare_corpus, prepare_text
 from jaxllm.data.documents import RejectedLines
 from jaxllm.data.examples import ExamplesConfig
-from jaxllm.data.labels import LabelledKind, LabelledTexts, Labels, LabelsConfig
+from jaxllm.data.labels import LabelledKind, LabelledTexts, Labels
 from jaxllm.data.packing import packed_rows
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
@@ -40,6 +40,7 @@ from jaxllm.evaluation.suite import (
 from jaxllm.evaluation.suite import scores as suite_scores
 from jaxllm.evaluation.text_model import TrainedTextModel
 from jaxllm.files import write_atomically
+from jaxllm.inference.classifier import labels_config_of
 from jaxllm.inference.trained import TrainedModel, load_trained
 from jaxllm.models.families import architecture
 from jaxllm.models.transformer import check_length
@@ -272,10 +273,8 @@ def _recorded_kind(init: str) -> DocumentKind:
     config = RunDirectory(init).config()
     recorded = config.get("classify")
     if isinstance(recorded, dict):
-        fields = {field.name for field in dataclasses.fields(LabelsConfig)}
-        own = {name: value for name, value in recorded.items() if name in fields}
-        kind = configuration.from_dict(LabelsConfig, own, "classify")
-        return LabelledKind(kind, Labels.load(RunDirectory(init).labels))
+        run = RunDirectory(init)
+        return LabelledKind(labels_config_of(run), Labels.load(run.labels))
     recorded = config.get("sft")
     if not isinstance(recorded, dict):
         return WholeTexts()

@@ -15,7 +15,7 @@ from jaxllm.conversion.peft import write_adapter
 from jaxllm.conversion.tables import TABLES
 from jaxllm.conversion.writing import check_empty, write_published
 from jaxllm.errors import UserError
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import ModelConfig, bare
 from jaxllm.models.families import architecture
 from jaxllm.models.lora import PAIRS
 from jaxllm.objectives.pretraining import objective_config_of
@@ -56,7 +56,8 @@ def run(config: ExportConfig, workdir: Path | None) -> None:
     if jax.process_count() > 1:
         raise UserError("config.mesh: weights are exported by one process; start one.")
     check_empty(workdir)
-    model_config = model_config_of(config.init)
+    recorded = model_config_of(config.init)
+    model_config = bare(recorded)
     _check_objective(config.init)
     written_config(model_config)  # what cannot be told is found before anything is loaded
     mesh = make_mesh(config.mesh)
@@ -64,7 +65,8 @@ def run(config: ExportConfig, workdir: Path | None) -> None:
         _export_adapter(config.init, model_config, mesh, workdir)
         return
     with jax.set_mesh(mesh):
-        loaded = load_model(config.init, mesh)
+        # A head has no place there, and nobody knows how layers lie in stacks here.
+        loaded = load_model(config.init, mesh, None if model_config == recorded else model_config)
         told = dataclasses.replace(
             model_config, vocab_size=loaded.model.vocab_size, max_positions=loaded.context
         )

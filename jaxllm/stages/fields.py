@@ -127,6 +127,8 @@ class ModelTrainingFields(TrainingFields):
         super().__post_init__()
         if self.model.head != HeadConfig() and not self.has_head:
             raise ValueError("model.head: this stage trains no head; leave it out")
+        if self.model.top_layers not in (0, self.train.last_layers):
+            raise ValueError("model.top_layers: train.trainable=last:N sets it; leave it out")
         if self.lora.rank and (self.train.last_layers or self.train.trainable == "head"):
             raise ValueError(
                 f"train.trainable: {self.train.trainable} does not train low-rank pairs; leave "

@@ -73,7 +73,8 @@ def run(config: GenerateConfig, workdir: Path | None) -> None:
     adapters = parse_adapters(config.adapters)
     prompts = list(_prompts(config))
     for prompt in prompts:
-        check_known(prompt.adapter, list(adapters), prompt.where)
+        own = prompt.adapter != config.adapter
+        check_known(prompt.adapter, list(adapters), prompt.where if own else "config.adapter")
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         trained = load_trained(config.init, mesh, config.batch_size, adapters)

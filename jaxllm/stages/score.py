@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from jaxllm.data.records import BadLine
 from jaxllm.data.sources import make_source
 from jaxllm.errors import UserError
 from jaxllm.files import write_atomically
-from jaxllm.inference.classifier import Prediction, load_classifier
+from jaxllm.inference.classifier import Prediction, labels_config_of, load_classifier
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-from jaxllm.sharding.processes import is_main
 
 SCORES_FILE = "scores.jsonl"
 
@@ -42,6 +41,10 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError("batch_size: must be at least 1")
+        try:
+            self.text.encode()
+        except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
+            raise ValueError("text: is not Unicode text") from None
 
 
 def run(config: ScoreConfig, workdir: Path | None) -> None:
@@ -52,36 +55,34 @@ def run(config: ScoreConfig, workdir: Path | None) -> None:
         raise UserError("config.text: give a text, or config.texts with a source, and not both.")
     if config.texts and workdir is None:
         raise UserError("--workdir is missing: what config.texts are goes there.")
+    if config.text and workdir is not None:
+        raise UserError(f"--workdir={workdir}: what one text is, is printed; leave it out.")
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         classify = load_classifier(config.init, mesh, config.batch_size)
-        fields = RunDirectory(config.init).group("classify")["text"].split(",")
-        records = list(_records(config.texts, fields)) if config.texts else []
-        texts = [text for _, text in records] or [config.text]
-        found = classify(texts)
-    if not is_main():
-        return
-    if workdir is None:
-        print(json.dumps(_told(found[0]), ensure_ascii=False))
-        return
-    lines = [
-        {**(records[place][0] if records else {"text": texts[0]}), **_told(prediction)}
-        for place, prediction in enumerate(found)
-    ]
+        if not config.texts:
+            print(json.dumps(_told(classify([config.text])[0]), ensure_ascii=False))
+            return
+        fields = labels_config_of(RunDirectory(config.init)).text_fields
+        records = list(_records(config.texts, fields))
+        if not records:
+            raise UserError(f"config.texts: there are no records in {config.texts}.")
+        found = classify([text for _, text in records])
+    assert workdir is not None
+    lines = [read | _told(prediction) for (read, _), prediction in zip(records, found, strict=True)]
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / SCORES_FILE
     write_atomically(path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
     print(f"{path}: {len(lines):,} texts")
 
 
-def _records(source: str, names: list[str]) -> Iterator[tuple[dict[str, Any], str]]:
+def _records(source: str, fields: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
     """The fields of each record that are read, and its text.
 
     Raises:
         UserError: a record has none.
     """
-    fields = [name.strip() for name in names]
-    for record in make_source(source, "texts", parse_special_tokens=False).records():
+    for record in make_source(source, "config.texts", parse_special_tokens=False).records():
         if isinstance(record, BadLine):
             raise UserError(f"{record.file}, line {record.line}: {record.reason}.")
         try:

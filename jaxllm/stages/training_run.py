@@ -27,10 +27,10 @@ from jaxllm.data.training_rows import TrainingRows, training_rows
 from jaxllm.errors import UserError
 from jaxllm.files import locked
 from jaxllm.host_memory import keep_freed_memory_on_cpu
-from jaxllm.models.config import ModelConfig, TransformerConfig
+from jaxllm.models.config import HeadConfig, ModelConfig, TransformerConfig, bare
 from jaxllm.models.head import init_head
 from jaxllm.models.lora import init_pairs, pair_shapes
-from jaxllm.models.quantised import held, rounded
+from jaxllm.models.quantised import held, is_held, rounded
 from jaxllm.models.transformer import SHARDING_RULES, param_shapes
 from jaxllm.objectives.objective import Objective
 from jaxllm.planning.flops import model_training_flops_per_token
@@ -66,6 +66,8 @@ class TrainingRun(Generic[C]):
     """Fingerprints of what the run has read before; empty in its first life."""
     ledger: Ledger
     phases: Phases
+    keeps_head: bool = False
+    """Whether the head of `init`, if it has one, is trained further, rather than a new one."""
 
     def corpus(self, data: DataConfig, kind: DocumentKind = WholeTexts()) -> Corpus:  # noqa: B008
         """The tokenised documents of the run, made now or before."""
@@ -105,7 +107,8 @@ class TrainingRun(Generic[C]):
         """
         config = self.config
         if not config.lora.rank:
-            return self._with_head(load_model(config.init, self.mesh, config.model).params, model)
+            wanted = config.model if self.keeps_head else _without_head(config.model)
+            return self._with_head(load_model(config.init, self.mesh, wanted).params, model)
         params = self._with_head(self._base_params(), model)
         how, key = config.lora.base, jax.random.key(config.seed)
         make = self._laid_out(
@@ -122,7 +125,7 @@ class TrainingRun(Generic[C]):
         return jax.jit(make, out_shardings=layout, donate_argnums=(0,) if donate else ())
 
     def _with_head(self, params: dict[str, Any], model: TransformerConfig) -> dict[str, Any]:
-        """The parameters with a new head, if there is to be one and `init` has none such."""
+        """The parameters with a head, if there is to be one and `init` has none for the same."""
         if not model.head.outputs or "head" in params:
             return params
         return params | self._laid_out(lambda: init_head(model))()
@@ -133,7 +136,7 @@ class TrainingRun(Generic[C]):
         directory = self.directory
         known = from_main(directory.base.exists)
         init = str(base_path(directory)) if known else self.config.init
-        params = load_model(init, self.mesh, self.config.model).params
+        params = load_model(init, self.mesh, bare(self.config.model)).params
         checksums = parameter_checksums(params)
         if known:
             check_base(directory, init, checksums)
@@ -207,9 +210,21 @@ def with_pairs(config: ModelTrainingFields, shapes: dict[str, Any]) -> dict[str,
     """The shapes of a model with those of the pairs beside its matrices, if there are to be any.
 
     Raises:
-        UserError: `lora.pattern` matches none.
+        UserError: `lora.pattern` matches none, or what is trained is to be held in fewer bits.
     """
-    return trees.merge(shapes, pair_shapes(shapes, config.lora)) if config.lora.rank else shapes
+    if not config.lora.rank:
+        return shapes
+    for path, _ in trees.leaves_with_paths(trees.divide(shapes, config.trained)[0]):
+        if is_held(path, config.lora.base):
+            raise UserError(
+                f"config.lora.base: {path} is to be trained (config.train.trainable), and cannot "
+                f"be held as {config.lora.base}; leave one of both out."
+            )
+    return trees.merge(shapes, pair_shapes(shapes, config.lora))
+
+
+def _without_head(model: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(model, head=HeadConfig())
 
 
 def work_directory(workdir: Path | None) -> RunDirectory:

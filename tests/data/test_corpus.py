@@ -277,7 +277,7 @@ def test_text_to_measure_on_remembers_its_bad_lines(texts, tmp_path):
     corpus, _ = prepare(tmp_path / "run")
     data = DataConfig(eval="b.jsonl", max_bad_fraction=0.2, store="shared")
     for workdir in ("one", "one", "two"):
-        store, split = prepare_text(data, corpus.tokenizer, tmp_path / workdir)
+        store, split, _ = prepare_text(data, corpus.tokenizer, tmp_path / workdir)
         assert store.num_documents == 9  # copies stay
         assert split.bad_lines == 1
         assert split.cleaned == {"control_characters": 9}

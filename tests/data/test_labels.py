@@ -93,7 +93,7 @@ def test_a_record_without_text_or_label_is_refused(fields, message):
 def test_labels_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="is no list of classes"):
         read_label("a", "multi_label")
-    for value in ("2", True, float("nan"), None):
+    for value in ("2", True, float("nan"), None, 10**400):
         with pytest.raises(ValueError, match="is no number"):
             read_label(value, "regression")
 
@@ -157,8 +157,12 @@ def test_whole_numbers_are_in_order_before_texts():
     ("labels", "kind", "message"),
     [
         (["a", "a", "a"], "single_label", "all 3 training texts have the label 'a'"),
-        ([(), (), ()], "multi_label", "all 3 training texts have no label"),
-        ([2.0, 2.0], "regression", "all 2 training texts have the label 2"),
+        ([(), (), ()], "multi_label", "all 3 training texts have the label"),
+        ([("a",), ("a",)], "multi_label", "all 2 training texts have the label"),
+        ([], "regression", "there is none"),
+        ([1e308, -1e308], "regression", "the labels are too large"),
+        ([1, "1", 2], "single_label", "1 is a label both as a number and as a text"),
+        ([2.0, 2.0], "regression", "all 2 training texts have the label 2.0"),
         (["a", "b", "c"], "single_label", "each of the 3 training texts has a label of its own"),
     ],
 )

@@ -56,12 +56,12 @@ def test_scores_of_sets():
 def test_scores_of_values_are_in_units_of_the_label():
     labels = Labels("regression", (), (), 4, mean=10.0, deviation=2.0)
     y, p = np.array([-1.0, 0, 1, 2]), np.array([-0.5, 0, 1.5, 1])
-    terms = [np.ones(4), y, p, y * y, p * p, y * p, abs(y - p)]
+    terms = [np.ones(4), y, p, y * y, p * p, y * p, abs(y - p), (y - p) ** 2]
     scores = classification_scores({"moments": np.array([t.sum() for t in terms])}, labels)
     assert scores["eval/mean_absolute_error"] == pytest.approx(2 * abs(y - p).mean())
     assert scores["eval/root_mean_squared_error"] == pytest.approx(2 * ((y - p) ** 2).mean() ** 0.5)
     assert scores["eval/pearson"] == pytest.approx(np.corrcoef(y, p)[0, 1])
-    constant = [np.ones(4), y, 0 * y, y * y, 0 * y, 0 * y, abs(y)]
+    constant = [np.ones(4), y, 0 * y, y * y, 0 * y, 0 * y, abs(y), y * y]
     scores = classification_scores({"moments": np.array([t.sum() for t in constant])}, labels)
     assert np.isnan(scores["eval/pearson"])
 
@@ -112,5 +112,5 @@ def test_what_is_counted_is_what_the_model_gives(kind, batches, tiny_model, tiny
         assert counts["texts"] == 6
     else:
         p, y = found[:, 0], labels[:, 0]
-        terms = [np.ones(6), y, p, y * y, p * p, y * p, abs(y - p)]
+        terms = [np.ones(6), y, p, y * y, p * p, y * p, abs(y - p), (y - p) ** 2]
         np.testing.assert_allclose(counts["moments"], [t.sum() for t in terms], rtol=1e-4)

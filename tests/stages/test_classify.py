@@ -196,6 +196,8 @@ def one_class():
             "config.model.head.outputs: follows from the labels",
         ),
         (records, {"model__head__pooling": "max"}, "pooling: must be one of last, mean"),
+        (records, {"classify__prompting": "99"}, "99 examples are asked for, and are chosen from"),
+        (records, {"data__document_mask": False}, "texts must not see each other"),
         (records, {"classify__prompting": "many"}, "prompting: is a list of whole numbers"),
     ],
 )
@@ -286,3 +288,65 @@ def test_what_is_no_classifier_does_not_score(command, finished_run):
     result = command("score", init=finished_run, text="a")
     assert result.code == 2
     assert "is no run of the stage classify" in result.err
+
+
+def adapter_of(command, init, run, stage, data):
+    result = command(stage, run, init=init, data__train=data, lora__rank=2, steps=3)
+    assert result.code == 0, result.err
+    return run
+
+
+@pytest.fixture(scope="module")
+def instructions(json_lines):
+    return json_lines({"prompt": f"Repeat {n}", "response": f"yes {n}"} for n in range(60))
+
+
+def test_adapters_of_cut_models_and_of_classifiers_are_used(
+    command, two_layers, classifier, instructions, colours, json_lines, tmp_path
+):
+    last = tmp_path / "last"
+    fields = {"train__trainable": "last:1", "model__layers": 2, "model__tied": False}
+    assert command("pretrain", last, init=two_layers, steps=1, **fields).code == 0
+    for name, base in (("of last", last), ("of classifier", classifier)):
+        run = adapter_of(command, base, tmp_path / name, "sft", instructions)
+        alone = command("generate", init=run, prompt="a", temperature=0.0)
+        assert alone.code == 0, alone.err
+        together = command(
+            "generate", init=base, adapters=f"x={run}", adapter="x", prompt="a", temperature=0.0
+        )
+        assert together.out == alone.out, together.err
+    animals = json_lines(
+        {"text": f"{word} {n}", "label": word} for n in range(20) for word in ("cat", "dog")
+    )
+    two = adapter_of(command, classifier, tmp_path / "two", "classify", animals)
+    again = adapter_of(command, two, tmp_path / "again", "classify", colours)
+    for run in (two, again):
+        told = command("score", init=run, text="abc")
+        assert told.code == 0, told.err
+
+
+def test_a_cut_model_and_a_classifier_go_out_as_language_models(command, classifier, tmp_path):
+    for name in ("one", "two"):
+        result = command("export_hf", tmp_path / name, init=classifier)
+        assert result.code == 0, result.err
+        classifier = tmp_path / name
+    assert command("generate", init=classifier, prompt="a").code == 0
+
+
+def test_a_classifier_of_the_same_classes_is_trained_further(
+    command, classifier, colours, json_lines, curve, tmp_path
+):
+    fields = {"init": classifier, "steps": 1, "eval__every": 1, "optimizer__learning_rate": 1e-9}
+    assert command("classify", tmp_path / "more", data__train=colours, **fields).code == 0
+    assert curve(tmp_path / "more", "eval/accuracy")[1] == 1
+    renamed = json_lines([each | {"label": each["label"].title()} for each in records()], "renamed")
+    assert command("classify", tmp_path / "new", data__train=renamed, **fields).code == 0
+    assert curve(tmp_path / "new")[1] == pytest.approx(np.log(3), abs=0.01)
+
+
+def test_what_is_used_is_read_as_what_was_trained(command, classifier):
+    """Cleaned, and cut where the run's rows end."""
+    model = api.load(classifier)
+    one, other = model.classify(["abc 1 cba", "abc\u00a01\u200b cba"])
+    assert one == other
+    assert model.classifier.context == 32

@@ -99,6 +99,14 @@ def test_a_base_in_fewer_bits_is_the_same_when_it_is_used(
     assert evaluated.code == 0, evaluated.err
     again = json.loads((tmp_path / "evaluated" / "summary.json").read_text())
     assert again["eval/loss"] == pytest.approx(curve(run)[6], abs=1e-4)
+    named = command("generate", init=base, adapters=f"x={run}", adapter="x", prompt="a")
+    assert (named.code, f"a base held as {how}" in named.err) == (2, True)
+
+
+def test_what_is_trained_is_not_held_in_fewer_bits(adapt, base, tmp_path):
+    result = adapt(tmp_path / "run", base, lora__base="int8", train__trainable="stack_0/.*")
+    assert result.code == 2
+    assert "config.lora.base: stack_0/layer_0/" in result.err
 
 
 def test_adapters_of_one_base_write_in_one_batch(adapt, command, base, json_lines, tmp_path):
@@ -119,7 +127,7 @@ def test_adapters_of_one_base_write_in_one_batch(adapt, command, base, json_line
         assert alone.out == f"a{line['response']}\n"
     result = command("generate", init=base, adapters=named, adapter="three", prompt="a", **fields)
     assert result.code == 2
-    assert "config.prompt: 'three' is no adapter; known are one, two" in result.err
+    assert "config.adapter: 'three' is no adapter; known are one, two" in result.err
     other = command("generate", init=tmp_path / "one", adapters=named, prompt="a", **fields)
     assert (other.code, "is not the base" in other.err) == (2, True)
 
