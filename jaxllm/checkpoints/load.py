@@ -146,11 +146,15 @@ def _adapted_params(
     base = load_model(path, mesh, bare(model_config)).params
     check_base(run, path, parameter_checksums(base))
     adapter = load_adapter(run, model, mesh)
+    how = adapter.config.base
+
+    def whole(base: trees.Tree, trained: trees.Tree) -> dict[str, Any]:
+        # Rounded as the base was when the pairs were trained beside it.
+        return merged(trees.replaced(rounded(base, how) if how else base, trained))
+
     with jax.set_mesh(mesh):
-        if adapter.config.base:  # as it was when the pairs were trained beside it
-            how = adapter.config.base
-            base = jax.jit(lambda params: rounded(params, how), donate_argnums=0)(base)
-        return adapter.step, jax.jit(merged)(trees.replaced(base, adapter.params))
+        # Donated, so that base and result need not both be there.
+        return adapter.step, jax.jit(whole, donate_argnums=0)(base, adapter.params)
 
 
 def model_config_of(path: str | Path) -> ModelConfig:

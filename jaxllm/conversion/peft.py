@@ -162,8 +162,33 @@ def write_adapter(
     Raises:
         UserError: PEFT's format has no place for one of them.
     """
-    folder = Path(folder)
     leaves = {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(pairs)}
+    _check_has_places(leaves, model)
+    together = {
+        tensor: _together(tensor, leaves)
+        for tensor in tensors(table.weights, model)
+        if any(part.path + A in leaves for part in tensor.parts)
+    }
+    arrays: dict[str, Matrix] = {}
+    for tensor, pair in together.items():
+        name = _PREFIX + _module(tensor)
+        keys = _EMBEDDING if _is_embedding(tensor) else _LINEAR
+        arrays[name + keys[0]] = np.ascontiguousarray(pair.a.T)
+        arrays[name + keys[1]] = np.ascontiguousarray(pair.b.T)
+        if pair.magnitude is not None:
+            arrays[name + _MAGNITUDE] = pair.magnitude
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        # Last: without it nobody takes the folder for an adapter.
+        write_json(folder / ADAPTER_CONFIG, _adapter_config(base, config, together))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}).") from None
+
+
+def _check_has_places(leaves: Mapping[str, Matrix], model: TransformerConfig) -> None:
+    """Raises: UserError: PEFT's format has no place for a pair."""
     if "embedding" + A in leaves and model.tied:
         raise UserError(
             "config.adapter: a pair beside the embedding of a tied model counts in its output too, "
@@ -174,21 +199,18 @@ def write_adapter(
             "config.adapter: PEFT's format has no place for the pairs of experts; export the model "
             "with the pairs in it (config.adapter=False)."
         )
-    arrays: dict[str, Matrix] = {}
-    ranks: dict[str, int] = {}
-    alphas: dict[str, float] = {}
-    for tensor in tensors(table.weights, model):
-        if not any(part.path + A in leaves for part in tensor.parts):
-            continue
-        name, pair = tensor.name.removesuffix(".weight"), _together(tensor, leaves)
-        keys = _EMBEDDING if tensor.parts[0].path == "embedding" else _LINEAR
-        arrays[_PREFIX + name + keys[0]] = np.ascontiguousarray(pair.a.T)
-        arrays[_PREFIX + name + keys[1]] = np.ascontiguousarray(pair.b.T)
-        if pair.magnitude is not None:
-            arrays[_PREFIX + name + _MAGNITUDE] = pair.magnitude
-        ranks[name] = pair.a.shape[-1]
-        alphas[name] = pair.scale * (ranks[name] ** 0.5 if config.rslora else ranks[name])
-    told = {
+
+
+def _adapter_config(
+    base: str, config: LoraConfig, together: Mapping[Tensor, _Theirs]
+) -> dict[str, Any]:
+    """`adapter_config.json` of the pairs of tensors."""
+    ranks = {_module(tensor): pair.a.shape[-1] for tensor, pair in together.items()}
+    alphas = {
+        _module(tensor): pair.scale * (rank**0.5 if config.rslora else rank)
+        for (tensor, pair), rank in zip(together.items(), ranks.values(), strict=True)
+    }
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -199,7 +221,7 @@ def write_adapter(
         "use_rslora": config.rslora,
         "use_dora": config.dora,
         "bias": "none",
-        "fan_in_fan_out": any(not t.transposed for t in _adapted(table, model, leaves)),
+        "fan_in_fan_out": any(not t.transposed for t in together if not _is_embedding(t)),
         "target_modules": sorted(ranks),
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != config.rank},
         "alpha_pattern": {
@@ -208,21 +230,15 @@ def write_adapter(
             if not math.isclose(alpha, config.alpha, rel_tol=1e-5)
         },
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        write_json(folder / ADAPTER_CONFIG, told)  # last: without it nobody takes it for an adapter
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}).") from None
 
 
-def _adapted(
-    table: Table, model: TransformerConfig, leaves: Mapping[str, Matrix]
-) -> Iterator[Tensor]:
-    for tensor in tensors(table.weights, model):
-        inside = tensor.parts[0].path != "embedding"
-        if inside and any(part.path + A in leaves for part in tensor.parts):
-            yield tensor
+def _module(tensor: Tensor) -> str:
+    """The name of the module that a tensor is the weight of."""
+    return tensor.name.removesuffix(".weight")
+
+
+def _is_embedding(tensor: Tensor) -> bool:
+    return tensor.parts[0].path == "embedding"
 
 
 def _their_config(folder: Path) -> dict[str, Any]:
@@ -249,9 +265,10 @@ def _read_pair(
     files: TensorFiles, tensor: Tensor, theirs: Mapping[str, Any], unread: set[str]
 ) -> _Theirs | None:
     """The pair beside a tensor, which is taken out of `unread`; None if there is none."""
-    name = tensor.name.removesuffix(".weight")
-    embedding = tensor.parts[0].path == "embedding"
-    keys = [_PREFIX + name + suffix for suffix in (_EMBEDDING if embedding else _LINEAR)]
+    name = _module(tensor)
+    keys = [
+        _PREFIX + name + suffix for suffix in (_EMBEDDING if _is_embedding(tensor) else _LINEAR)
+    ]
     if not unread.intersection(keys):
         return None
     for key in keys:

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Float32, Float64
 from jaxllm import trees
 from jaxllm.data.labels import Labels
 from jaxllm.models.config import TransformerConfig
-from jaxllm.objectives.classification import text_outputs
+from jaxllm.objectives.classification import label_rows, text_losses, text_outputs
 from jaxllm.objectives.objective import Batch, Params
 
 Counts = dict[str, Float64[np.ndarray, "..."]]
-"""Sums over texts, by the kind of labels:
+"""Sums over texts: `loss` (`objectives.classification`, unweighted), and by the kind of labels
 
 - `single_label`: `confusion` [classes, classes], texts of the class of the row that were taken to
   be of that of the column;
@@ -45,9 +45,9 @@ class ClassificationEvaluator:
 
         def counts(params: Params, batch: Batch, frozen: Params) -> dict[str, Array]:
             outputs, _ = text_outputs(model, trees.merge(params, frozen), batch)
-            weights = batch["loss_weights"]
-            labels = jnp.asarray(targets)[jnp.where(weights > 0, batch["targets"], 0)]
-            return _COUNTED[kind](outputs, labels, weights)
+            weights, labels = batch["loss_weights"], label_rows(targets, batch)
+            losses = jnp.mean(text_losses(kind, outputs, labels), axis=-1)
+            return _COUNTED[kind](outputs, labels, weights) | {"loss": jnp.sum(weights * losses)}
 
         self._counts = jax.jit(counts)
 
@@ -105,7 +105,7 @@ _COUNTED = {"single_label": _confusion, "multi_label": _sets, "regression": _mom
 
 
 def classification_scores(counts: Counts, labels: Labels) -> dict[str, float]:
-    """Scores of the counted texts.
+    """Scores of the counted texts: their mean loss as `eval/loss`, and what is of their kind.
 
     Of `single_label` `eval/accuracy`, `eval/macro_f1`, and as `eval/majority` the accuracy of
     always naming the commonest class. Of `multi_label` `eval/accuracy` (texts of which all
@@ -113,24 +113,25 @@ def classification_scores(counts: Counts, labels: Labels) -> dict[str, float]:
     `eval/mean_absolute_error` and `eval/root_mean_squared_error`, in units of the label, and
     Pearson's correlation as `eval/pearson` (not a number where predictions are all the same).
     """
+    loss = {"eval/loss": float(counts["loss"]) / texts_of(counts)}
     if labels.kind == "single_label":
         confusion = counts["confusion"]
         texts = confusion.sum()
-        return {
+        return loss | {
             "eval/accuracy": float(np.trace(confusion) / texts),
             "eval/macro_f1": macro_f1(class_scores(counts, labels)),
             "eval/majority": float(confusion.sum(axis=1).max() / texts),
         }
     if labels.kind == "multi_label":
         right, wrong, missed = (counts[name].sum() for name in ("right", "wrong", "missed"))
-        return {
+        return loss | {
             "eval/accuracy": float(counts["exact"] / counts["texts"]),
             "eval/macro_f1": macro_f1(class_scores(counts, labels)),
             "eval/micro_f1": _f1(float(right), float(wrong), float(missed)),
         }
     n, y, p, yy, pp, yp, absolute, squared = map(float, counts["moments"])
     spread = math.sqrt(max(yy / n - (y / n) ** 2, 0) * max(pp / n - (p / n) ** 2, 0))
-    return {
+    return loss | {
         "eval/mean_absolute_error": labels.deviation * absolute / n,
         "eval/root_mean_squared_error": labels.deviation * math.sqrt(squared / n),
         "eval/pearson": (yp / n - y / n * p / n) / spread if spread > 1e-12 else math.nan,

@@ -55,6 +55,16 @@ def _item(text: str, label: str, names: Sequence[str]) -> Item:
     )
 
 
+class Asked(NamedTuple):
+    """What a model makes of questions after labels."""
+
+    places: list[int]
+    """Of the label that each text is given; -1 where none of them was written."""
+    cut: float
+    """Share of the questions that lost their beginning, since they did not fit with their
+    examples."""
+
+
 def asked_labels(
     model: TextModel,
     items: Sequence[Item],
@@ -62,8 +72,8 @@ def asked_labels(
     way: str,
     shots: int,
     seed: int,
-) -> list[int]:
-    """The place of the label that the model gives each text; -1 where it writes none of them.
+) -> Asked:
+    """The labels that the model gives texts.
 
     Args:
         model: what is asked.
@@ -81,11 +91,12 @@ def asked_labels(
     # A token is a byte at least.
     longest = max(len(name.encode()) for item in items for name in item.choices)
     outcomes = MEASURES[WAYS[way]](model, items, prompts, max(_LEAST_NEW_TOKENS, longest + 2))
+    cut = mean([float(outcome.left_out > 0) for outcome in outcomes])
     if way == "likelihood":
-        return [int(outcome.details["chosen"]) for outcome in outcomes]
+        return Asked([int(outcome.details["chosen"]) for outcome in outcomes], cut)
     named = [" ".join(name.split()) for name in items[0].choices]
     written = (" ".join(outcome.details["response"].split()) for outcome in outcomes)
-    return [named.index(text) if text in named else -1 for text in written]
+    return Asked([named.index(text) if text in named else -1 for text in written], cut)
 
 
 def way_scores(chosen: Sequence[int], items: Sequence[Item], labels: Labels) -> dict[str, float]:

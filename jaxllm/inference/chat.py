@@ -1,9 +1,10 @@
 """A conversation with a model: what is asked of it for each answer."""
 
 import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jaxllm.errors import UserError
 from jaxllm.inference.requests import Request, Sampling, seed_of
@@ -29,7 +30,9 @@ class Chat:
     seed: int = 0
     """Of the draws: the same messages get the same answer."""
 
-    def ask(self, messages: Sequence[Message]) -> Asked:
+    def ask(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Asked:
         """The request for the answer to `messages`, of which the last is the user's.
 
         Each answer has a seed of its own, made of `seed` and of how many messages of the user's
@@ -37,17 +40,22 @@ class Chat:
         of the context) do not fit into the context, the oldest turns are left out, a turn being a
         message of the user's with all that follows it; a system message stays.
 
+        Args:
+            messages: of the conversation so far.
+            tools: what the model may call, as JSON schemas.
+
         Raises:
             UserError: the last message does not fit, alone or with the system message; the template
                 writes nothing; or as `ChatTemplate.encode`.
         """
         context = self.context or sys.maxsize
         room = context - min(self.sampling.max_new_tokens, context // 2)
-        ids = self.template.encode(messages, add_generation_prompt=True)
-        kept = messages
+        encode = functools.partial(
+            self.template.encode, add_generation_prompt=True, tools=tools or None
+        )
+        ids, kept = encode(messages), messages
         while len(ids) > room and len(shorter := _without_oldest_turn(kept)) < len(kept):
-            kept = shorter
-            ids = self.template.encode(kept, add_generation_prompt=True)
+            ids, kept = encode(shorter), shorter
         if not ids:
             raise UserError(f"chat template ({self.template.name}): writes nothing of the messages")
         left = context - len(ids)

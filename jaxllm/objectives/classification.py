@@ -97,13 +97,13 @@ def classification(
         targets: what each number of a label stands for (`labels.LabelledTexts.targets`).
         class_weights: w_c; of `regression` empty.
     """
-    table = targets if kind != "single_label" else np.argmax(targets, axis=1).astype(np.int32)
+    table = targets @ class_weights if kind == "single_label" else None
 
     def counted(batch: Batch) -> Float[Array, "batch seq"]:
         """What the text that ends here counts; 0 elsewhere."""
         weights = batch["loss_weights"]
-        if kind == "single_label":
-            return weights * _rows(class_weights[table], batch)
+        if table is not None:
+            return weights * _rows(table, batch)
         return weights * (class_weights.sum() if kind == "multi_label" else 1.0)
 
     def weights(batch: Batch) -> Sums:
@@ -114,19 +114,13 @@ def classification(
     ) -> tuple[Sums, Metrics]:
         params = trees.merge(params, frozen)
         outputs, output = text_outputs(model, params, batch, row_keys)
-        labels = _rows(table, batch)
         found = batch["loss_weights"]
-        if kind == "single_label":
-            losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
-            total, plain = jnp.sum(counted(batch) * losses), losses
-        elif kind == "multi_label":
-            binary = optax.sigmoid_binary_cross_entropy(outputs, labels)
-            total = jnp.sum(found[..., None] * class_weights * binary)
-            plain = jnp.mean(binary, axis=-1)
+        losses = text_losses(kind, outputs, label_rows(targets, batch))
+        if kind == "multi_label":
+            total = jnp.sum(found[..., None] * class_weights * losses)
         else:
-            plain = jnp.square(outputs - labels)[..., 0]
-            total = jnp.sum(found * plain)
-        metrics: Metrics = {"loss": (jnp.sum(found * plain), jnp.sum(found))}
+            total = jnp.sum(counted(batch) * losses[..., 0])
+        metrics: Metrics = {"loss": (jnp.sum(found * jnp.mean(losses, axis=-1)), jnp.sum(found))}
         router_terms, router_metrics = router_sums(model, output.router, batch)
         return {TERM: total} | router_terms, metrics | router_metrics
 
@@ -146,6 +140,26 @@ def text_outputs(
     )
     assert isinstance(output, Output)
     return head_outputs(model, params, output.hidden, batch["positions"]), output
+
+
+def label_rows(
+    targets: Float32[np.ndarray, "numbers outputs"], batch: Batch
+) -> Float32[Array, "batch seq outputs"]:
+    """What the head is to give where a text ends; of no matter elsewhere."""
+    return _rows(targets, batch)
+
+
+def text_losses(
+    kind: str,
+    outputs: Float[Array, "*places outputs"],
+    labels: Float[Array, "*places outputs"],
+) -> Float[Array, "*places losses"]:
+    """The losses of what the head gives: one, but of each class one where there can be several."""
+    if kind == "single_label":
+        return optax.softmax_cross_entropy(outputs, labels)[..., None]
+    if kind == "multi_label":
+        return optax.sigmoid_binary_cross_entropy(outputs, labels)
+    return jnp.square(outputs - labels)
 
 
 def _rows(table: np.ndarray, batch: Batch) -> Shaped[Array, "batch seq ..."]:

@@ -18,11 +18,16 @@ documents or windows are not deducted: the count belongs to the model's shape, n
 
 The backward pass costs twice the forward (gradients of inputs and of matrices), so training costs
 three times: 6 · N + 6 · layers · seq_len · attention_width. Rematerialisation is not counted,
-because MFU is about useful work. The rule is that of Kaplan et al. 2020 (arXiv:2001.08361) and of
-PaLM, appendix B (arXiv:2204.02311), except that the latter counts attention in full.
+because MFU is about useful work. Where a part alone is trained, a matrix that is not has no
+gradient of its own, and below the first stack with anything trained there is no backward pass;
+thin pairs beside matrices (LoRA) are not counted themselves. The rule is that of Kaplan et al. 2020
+(arXiv:2001.08361) and of PaLM, appendix B (arXiv:2204.02311), except that the latter counts
+attention in full.
 """
 
 import math
+import re
+from collections.abc import Collection
 
 from jaxllm import trees
 from jaxllm.models.config import (
@@ -32,8 +37,6 @@ from jaxllm.models.config import (
     TransformerConfig,
 )
 from jaxllm.models.transformer import param_shapes
-
-BACKWARD_PER_FORWARD = 2
 
 
 def forward_flops_per_token(
@@ -53,25 +56,51 @@ def forward_flops_per_token(
 
 
 def model_training_flops_per_token(
-    model: TransformerConfig, seq_len: int, predicted: float = 1.0
+    model: TransformerConfig,
+    seq_len: int,
+    predicted: float = 1.0,
+    trained: Collection[str] | None = None,
 ) -> float:
     """FLOPs of forward and backward per token of rows of `seq_len` tokens.
 
-    Of a mixture's experts those count that a token goes to; `predicted` is the share of tokens
-    that are predicted.
+    Of a mixture's experts those count that a token goes to.
+
+    Args:
+        model: what is trained; with a head in the place of its output matrix, that counts.
+        seq_len: tokens of a row.
+        predicted: share of the tokens that are predicted, for which the output matrix counts.
+        trained: paths of the leaves that are trained, those of pairs among them; None: all are.
     """
-    kernels = sum(
-        _elements_used(model, path, leaf.shape)
-        for path, leaf in trees.leaves_with_paths(param_shapes(model))
-        if path.endswith("/kernel")
-    )
-    forward = forward_flops_per_token(
-        kernels + predicted * model.vocab_size * model.width,
-        sum(_attention_width(layer.attention) for layer in model.unrolled),
-        seq_len,
-        model.causal,
-    )
-    return (1 + BACKWARD_PER_FORWARD) * forward
+    stacks = len(model.stacks)
+    lowest = 0 if trained is None else _lowest_trained(trained, stacks)
+
+    def of_inputs(at: int) -> bool:
+        """Whether gradients go back through the stack `at`, the output matrix being the last."""
+        return lowest <= min(at, stacks - 1)
+
+    total = 0.0
+    for path, leaf in trees.leaves_with_paths(param_shapes(model)):
+        if path.endswith("/kernel"):
+            at = int(path.split("/")[0].split("_")[-1]) if path.startswith("stack_") else stacks
+            used = forward_flops_per_token(_elements_used(model, path, leaf.shape), 0, seq_len)
+            total += used * (1 + of_inputs(at) + (trained is None or path in trained))
+    for at, stack in enumerate(model.stacks):
+        width = stack.repeats * sum(_attention_width(layer.attention) for layer in stack.unit)
+        attention = forward_flops_per_token(0, width, seq_len, model.causal)
+        total += attention * (1 + 2 * of_inputs(at))
+    if not model.head.outputs:
+        output = forward_flops_per_token(predicted * model.vocab_size * model.width, 0, seq_len)
+        name = "embedding" if model.tied else "output"
+        total += output * (1 + of_inputs(stacks) + (trained is None or name in trained))
+    return total
+
+
+def _lowest_trained(trained: Collection[str], stacks: int) -> int:
+    """The first stack that gradients go back into; `stacks` if they reach none."""
+    if any(re.match("(position_)?embedding", path) for path in trained):
+        return 0
+    of_stacks = [int(path.split("/")[0].split("_")[-1]) for path in trained if "stack_" in path]
+    return min(of_stacks, default=stacks)
 
 
 def _attention_width(attention: AttentionConfig | LatentAttentionConfig) -> float:

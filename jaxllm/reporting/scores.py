@@ -138,6 +138,7 @@ MATRICES: dict[str, tuple[str, dict[str, Score]]] = {
         {
             "accuracy": Score("accuracy", _decimals, "accuracy_stderr"),
             "macro_f1": Score("macro F1", _decimals),
+            "cut": Score("cut prompts", quantities.share),
             "texts": Score("texts", quantities.number),
         },
     ),

@@ -27,7 +27,6 @@ from jaxllm.evaluation.classification import (
 from jaxllm.evaluation.fewshot import parse_shots
 from jaxllm.evaluation.items import Item
 from jaxllm.evaluation.label_prompts import WAYS, Labelled, asked_labels, label_items, way_scores
-from jaxllm.evaluation.loss import LossEvaluator
 from jaxllm.evaluation.tasks import spread
 from jaxllm.evaluation.text_model import TrainedTextModel
 from jaxllm.files import write_json
@@ -37,7 +36,7 @@ from jaxllm.models.config import HeadConfig, ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.transformer import check_length, param_shapes
 from jaxllm.objectives.classification import ClassificationConfig, classification
-from jaxllm.objectives.objective import Batch, Objective, Params
+from jaxllm.objectives.objective import Batch, Params
 from jaxllm.reporting.samples import append_samples
 from jaxllm.sharding.processes import is_main
 from jaxllm.stages.fields import ModelTrainingFields
@@ -186,7 +185,7 @@ def _work(run: TrainingRun[ClassifyConfig]) -> dict[str, float]:
         config.data,
         corpus.eval,
         run.mesh,
-        _measure(run, corpus.encoder, model, objective),
+        _measure(run, corpus.encoder, model),
         _samples(run, corpus, labels, model),
     )
     shots = max(parse_shots(config.classify.prompting, "prompting"), default=0)
@@ -228,18 +227,15 @@ def _measure(
     run: TrainingRun[ClassifyConfig],
     encoder: LabelledTexts,
     model: TransformerConfig,
-    objective: Objective,
 ) -> Callable[[Params, Params, Iterable[Batch]], dict[str, float]]:
     """Scores of parameters on held-out texts; those of each class are kept in a file."""
-    loss = LossEvaluator(objective)
     count = ClassificationEvaluator(model, encoder.labels.kind, encoder.targets)
 
     def measure(params: Params, frozen: Params, batches: Iterable[Batch]) -> dict[str, float]:
         counts = count(params, frozen, batches)
         if is_main() and encoder.labels.names:
             write_json(run.directory.classes, told(counts, encoder.labels))
-        mean, _ = loss(params, frozen, batches)["loss"]
-        return {"eval/loss": mean} | classification_scores(counts, encoder.labels)
+        return classification_scores(counts, encoder.labels)
 
     return measure
 
@@ -282,17 +278,19 @@ def _ways(run: TrainingRun[ClassifyConfig], corpus: Corpus, labels: Labels) -> d
     with jax.set_mesh(run.mesh):
         classify = load_classifier(run.directory.path, run.mesh)
         found = classify([text for text, _ in texts])
-        chosen = {"trained head": [labels.names.index(each.label) for each in found]}
+        places = [labels.names.index(each.label) for each in found]
+        ways = {"trained head": way_scores(places, items, labels)}
         del classify  # two models need not be there at once
         model = TrainedTextModel(load_trained(config.init, run.mesh), report=run.phases)
         pool = _pool(corpus, labels) if any(shots) else []
         for way, number in itertools.product(WAYS, shots):
             name = f"{way}, {number} example{'' if number == 1 else 's'}"
-            chosen[name] = asked_labels(model, items, pool, way, number, config.seed)
+            asked = asked_labels(model, items, pool, way, number, config.seed)
+            ways[name] = way_scores(asked.places, items, labels) | {"cut": asked.cut}
     return {
         f"classify/{name}/{score}": value
-        for name, places in chosen.items()
-        for score, value in way_scores(places, items, labels).items()
+        for name, scores in ways.items()
+        for score, value in scores.items()
     }
 
 

@@ -221,10 +221,11 @@ def _questions(
         return
     found = 0
     for text in corpus.split.texts(HELD_OUT):
-        opening = _opening(json.loads(text))
+        record = json.loads(text)
+        opening = _opening(record)
         if opening:
             with contextlib.suppress(UserError):  # it is too long
-                yield opening[-1]["content"], chat.ask(opening).request
+                yield opening[-1]["content"], chat.ask(opening, record.get("tools")).request
                 found += 1
         if found == _SAMPLES:
             return

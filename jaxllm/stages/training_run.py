@@ -169,6 +169,8 @@ class TrainingRun(Generic[C]):
         """
         config, shapes = self.config, self.param_shapes(model)
         seq_len = rows.sources[0].seq_len
+        trained, _ = trees.split(shapes, config.trained)
+        paths = {path for path, _ in trees.leaves_with_paths(trained)}
         with jax.set_mesh(self.mesh):
             source = BatchSource(rows.mixture, config.batch_size, batch_sharding(self.mesh))
             try:
@@ -183,7 +185,9 @@ class TrainingRun(Generic[C]):
                     source=source,
                     evaluate=evaluation,
                     ledger=self.ledger,
-                    flops_per_token=model_training_flops_per_token(model, seq_len, predicted),
+                    flops_per_token=model_training_flops_per_token(
+                        model, seq_len, predicted, paths
+                    ),
                     source_scalars=lambda step: rows.scalars(step * config.batch_size),
                 )
             finally:

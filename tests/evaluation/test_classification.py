@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from jaxllm.data.labels import Labels
 from jaxllm.evaluation.classification import (
@@ -19,8 +20,9 @@ THREE = Labels("single_label", ("a", "b", "c"), (1, 1, 1), 3)
 
 def test_scores_of_a_confusion_matrix():
     """The values are those of sklearn.metrics: accuracy_score and f1_score(average="macro")."""
-    counts = {"confusion": np.array([[5.0, 1, 0], [2, 3, 0], [0, 1, 0]])}
+    counts = {"confusion": np.array([[5.0, 1, 0], [2, 3, 0], [0, 1, 0]]), "loss": np.array(18.0)}
     scores = classification_scores(counts, THREE)
+    assert scores["eval/loss"] == pytest.approx(18 / 12)
     f1 = [10 / 13, 6 / 10, 0]
     assert scores["eval/accuracy"] == pytest.approx(8 / 12)
     assert scores["eval/macro_f1"] == pytest.approx(np.mean(f1))
@@ -34,7 +36,7 @@ def test_scores_of_a_confusion_matrix():
 
 
 def test_a_class_that_no_text_is_of_and_none_is_taken_for_does_not_count():
-    counts = {"confusion": np.array([[3.0, 0, 0], [0, 2, 0], [0, 0, 0]])}
+    counts = {"confusion": np.array([[3.0, 0, 0], [0, 2, 0], [0, 0, 0]]), "loss": np.array(1.0)}
     assert classification_scores(counts, THREE)["eval/macro_f1"] == 1
 
 
@@ -46,8 +48,10 @@ def test_scores_of_sets():
         "missed": np.array([0.0, 2]),
         "exact": np.array(2.0),
         "texts": np.array(5.0),
+        "loss": np.array(2.0),
     }
     scores = classification_scores(counts, labels)
+    assert scores["eval/loss"] == pytest.approx(0.4)
     assert scores["eval/accuracy"] == pytest.approx(0.4)
     assert scores["eval/macro_f1"] == pytest.approx((6 / 7 + 2 / 4) / 2)
     assert scores["eval/micro_f1"] == pytest.approx(8 / 11)
@@ -57,12 +61,15 @@ def test_scores_of_values_are_in_units_of_the_label():
     labels = Labels("regression", (), (), 4, mean=10.0, deviation=2.0)
     y, p = np.array([-1.0, 0, 1, 2]), np.array([-0.5, 0, 1.5, 1])
     terms = [np.ones(4), y, p, y * y, p * p, y * p, abs(y - p), (y - p) ** 2]
-    scores = classification_scores({"moments": np.array([t.sum() for t in terms])}, labels)
+    counts = {"moments": np.array([t.sum() for t in terms]), "loss": terms[-1].sum()}
+    scores = classification_scores(counts, labels)
+    assert scores["eval/loss"] == pytest.approx(((y - p) ** 2).mean())
     assert scores["eval/mean_absolute_error"] == pytest.approx(2 * abs(y - p).mean())
     assert scores["eval/root_mean_squared_error"] == pytest.approx(2 * ((y - p) ** 2).mean() ** 0.5)
     assert scores["eval/pearson"] == pytest.approx(np.corrcoef(y, p)[0, 1])
     constant = [np.ones(4), y, 0 * y, y * y, 0 * y, 0 * y, abs(y), y * y]
-    scores = classification_scores({"moments": np.array([t.sum() for t in constant])}, labels)
+    counts = {"moments": np.array([t.sum() for t in constant]), "loss": constant[-1].sum()}
+    scores = classification_scores(counts, labels)
     assert np.isnan(scores["eval/pearson"])
 
 
@@ -100,10 +107,12 @@ def test_what_is_counted_is_what_the_model_gives(kind, batches, tiny_model, tiny
     counts = ClassificationEvaluator(model, kind, targets)(params, {}, batches)
     assert len(found) == 6
     if kind == "single_label":
+        losses = special.logsumexp(found, axis=1) - (labels * found).sum(1)
         expected = np.zeros((3, 3))
         np.add.at(expected, (labels.argmax(1), found.argmax(1)), 1)
         np.testing.assert_array_equal(counts["confusion"], expected)
     elif kind == "multi_label":
+        losses = (np.logaddexp(0, found) - labels * found).mean(1)
         chosen = found > 0
         np.testing.assert_array_equal(counts["right"], (chosen & (labels > 0)).sum(0))
         np.testing.assert_array_equal(counts["wrong"], (chosen & (labels == 0)).sum(0))
@@ -111,6 +120,8 @@ def test_what_is_counted_is_what_the_model_gives(kind, batches, tiny_model, tiny
         assert counts["exact"] == (chosen == (labels > 0)).all(1).sum()
         assert counts["texts"] == 6
     else:
+        losses = (found - labels)[:, 0] ** 2
         p, y = found[:, 0], labels[:, 0]
         terms = [np.ones(6), y, p, y * y, p * p, y * p, abs(y - p), (y - p) ** 2]
         np.testing.assert_allclose(counts["moments"], [t.sum() for t in terms], rtol=1e-4)
+    assert counts["loss"] == pytest.approx(losses.sum(), rel=1e-5)

@@ -14,8 +14,9 @@ TEXTS = [Labelled("Win money", "spam"), Labelled("See you", "ham"), Labelled("ä½
 class Model:
     """Finds short labels likely, but for money spam; writes what it is given."""
 
-    def __init__(self, written=()):
+    def __init__(self, written=(), room=1000):
         self.written = list(written)
+        self.room = room
         self.asked = []
 
     def log_likelihoods(self, texts):
@@ -24,7 +25,11 @@ class Model:
             0.0 if "money" in context and "spam" in answer else -float(len(answer))
             for context, answer in texts
         ]
-        return [LogLikelihood(total, (total,), True, 0) for total in totals]
+        left_out = [max(0, len(context) - self.room) for context, _ in texts]
+        return [
+            LogLikelihood(total, (total,), True, out)
+            for total, out in zip(totals, left_out, strict=True)
+        ]
 
     def write(self, prompts):
         self.asked += prompts
@@ -42,14 +47,23 @@ def test_a_question_names_the_labels_in_its_language():
 
 def test_the_likeliest_label_is_chosen():
     model, items = Model(), label_items(TEXTS, NAMES)
-    assert asked_labels(model, items, [], "likelihood", 0, 0) == [1, 0, 0]
+    assert asked_labels(model, items, [], "likelihood", 0, 0).places == [1, 0, 0]
     assert model.asked[0] == ("Text: Win money\nLabel (ham, spam):", " ham")
+
+
+def test_questions_that_lost_their_beginning_are_told():
+    items = label_items(TEXTS, NAMES)
+    room = len(items[0].prompt)
+    assert asked_labels(Model(room=room), items, [], "likelihood", 0, 0).cut == 0
+    assert asked_labels(Model(room=room - 1), items, [], "likelihood", 0, 0).cut == pytest.approx(
+        1 / 3
+    )
 
 
 def test_what_is_written_must_be_a_label():
     items = label_items(TEXTS, NAMES)
     model = Model([" spam", " ham spam", "Spam"])
-    assert asked_labels(model, items, [], "written", 0, 0) == [1, -1, -1]
+    assert asked_labels(model, items, [], "written", 0, 0).places == [1, -1, -1]
     _, how = model.asked[0]
     assert (how.temperature, how.stop) == (0, ("\n",))
 

@@ -37,6 +37,15 @@ def test_the_prompt_is_the_conversation_up_to_the_answer():
     assert set(asked.request.stop_ids) == {2, 5}  # </s> and <|im_end|>
 
 
+def test_tools_are_told_also_when_old_turns_are_left_out():
+    source = "{{ tools | tojson }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    template = ChatTemplate(source, TOKENIZER)
+    tools = [{"name": "look"}]
+    asked = Chat(template, 40, Sampling(max_new_tokens=8)).ask(messages("1" * 20, "2", "3"), tools)
+    assert asked.left_out == 2
+    assert text(asked) == '[{"name": "look"}]3'
+
+
 def test_each_turn_has_its_own_seed_and_the_same_one_each_time():
     def seed(of, count):
         return make_chat(seed=of).ask(messages(*["x"] * (2 * count - 1))).request.seed

@@ -1,9 +1,12 @@
 """FLOP counts against a model small enough to count by hand."""
 
 import dataclasses
+import re
 
-from jaxllm.models.config import ModelConfig, StackConfig
+from jaxllm import trees
+from jaxllm.models.config import HeadConfig, ModelConfig, StackConfig
 from jaxllm.models.families import architecture
+from jaxllm.models.transformer import param_shapes
 from jaxllm.planning.flops import forward_flops_per_token, model_training_flops_per_token
 
 # Width 4 in 2 heads of 2, 1 key-value head, gated MLP of 8, vocabulary 10, 3 layers:
@@ -60,3 +63,43 @@ def test_of_a_mixture_only_the_experts_of_a_token_count(tiny_model):
     router = 6 * 3 * 16 * 6
     difference = model_training_flops_per_token(many, 8) - model_training_flops_per_token(few, 8)
     assert difference == router
+
+
+def _flops(model, *patterns):
+    """With the leaves of the model trained whose paths match, and pairs of the names given."""
+    trained = {path for path, _ in trees.leaves_with_paths(param_shapes(model))}
+    found = {path for path in trained for pattern in patterns if re.fullmatch(pattern, path)}
+    pairs = {name for name in patterns if "_lora_" in name}
+    return model_training_flops_per_token(model, SEQ_LEN, trained=found | pairs)
+
+
+def test_a_frozen_matrix_has_no_gradient_of_its_own(tiny_model):
+    model = tiny_model()
+    whole = model_training_flops_per_token(model, SEQ_LEN)
+    assert _flops(model, ".*") == whole
+    forward = whole / 3
+    width = sum(layer.attention.heads * layer.attention.head_dim for layer in model.unrolled)
+    attention = 2 * SEQ_LEN * width
+    matrices = forward - attention
+    pair = "stack_0/layer_0/mlp/up/kernel_lora_a"
+    assert _flops(model, pair) == 2 * matrices + 3 * attention
+    # The tied embedding is the output matrix, and a gradient that reaches it went all the way.
+    tied = 2 * model.vocab_size * model.width
+    assert _flops(model, "embedding") == 2 * matrices + tied + 3 * attention
+
+
+def test_below_what_is_trained_there_is_no_backward_pass(tiny_model):
+    model = tiny_model(layers=3, top_layers=1)
+    alone = tiny_model(layers=1)
+    forward = model_training_flops_per_token(model, SEQ_LEN) / 3
+    output = 2 * model.vocab_size * model.width
+    layer = model_training_flops_per_token(alone, SEQ_LEN) / 3 - output
+    assert _flops(model, "stack_1/.*") == forward + 2 * layer + output
+
+
+def test_with_a_head_the_vocabulary_does_not_count(tiny_model):
+    model, headed = tiny_model(), tiny_model(head=HeadConfig(3))
+    vocabulary, head = 2 * model.vocab_size * model.width, 2 * 3 * model.width
+    forward = model_training_flops_per_token(model, SEQ_LEN) / 3 - vocabulary + head
+    assert model_training_flops_per_token(headed, SEQ_LEN) == 3 * forward
+    assert _flops(headed, "head/.*") == forward + head

@@ -49,7 +49,7 @@ def test_a_run_that_is_killed_and_loses_a_checkpoint_comes_to_the_same_end(campa
         assert outcome["problems"] == []
 
 
-@pytest.mark.slow  # tests/stages/test_processes.py has its like
+@pytest.mark.slow  # tests/stages/processes has its like
 def test_a_run_of_two_processes_outlives_the_loss_of_one(campaign):
     arguments = ("--processes=2", "--only=kill-one", "--runs=1", "--most=1", "--changing=0")
     code, outcomes, out = campaign(*arguments)
