@@ -72,7 +72,11 @@ def check_base(run: RunDirectory, base: str | Path, checksums: dict[str, int]) -
 def _recorded(run: RunDirectory) -> dict[str, Any]:
     try:
         recorded = json.loads(run.base.read_text(encoding="utf-8"))
-        return {name: recorded[name] for name in ("path", "relative", "checksums")}
+        fields = {"path": str, "relative": str, "checksums": dict}
+        for name, kind in fields.items():
+            if not isinstance(recorded[name], kind):
+                raise ValueError(f"its {name} is a {type(recorded[name]).__name__}")
+        return {name: recorded[name] for name in fields}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{run.base}: what the adapter was trained beside cannot be read ({error})."

@@ -73,6 +73,13 @@ class _Theirs(NamedTuple):
     magnitude: Matrix | None
 
 
+class _Scale(NamedTuple):
+    """How a written pair is scaled."""
+
+    rank: int
+    scale: float
+
+
 def is_adapter(folder: str | Path) -> bool:
     """Whether a folder holds an adapter in PEFT's format."""
     return (Path(folder) / ADAPTER_CONFIG).is_file()
@@ -164,25 +171,24 @@ def write_adapter(
     """
     leaves = {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(pairs)}
     _check_has_places(leaves, model)
-    together = {
-        tensor: _together(tensor, leaves)
-        for tensor in tensors(table.weights, model)
-        if any(part.path + A in leaves for part in tensor.parts)
-    }
     arrays: dict[str, Matrix] = {}
-    for tensor, pair in together.items():
-        name = _PREFIX + _module(tensor)
+    written: dict[Tensor, _Scale] = {}
+    for tensor in tensors(table.weights, model):
+        if not any(part.path + A in leaves for part in tensor.parts):
+            continue
+        name, pair = _PREFIX + _module(tensor), _together(tensor, leaves)
         keys = _EMBEDDING if _is_embedding(tensor) else _LINEAR
         arrays[name + keys[0]] = np.ascontiguousarray(pair.a.T)
         arrays[name + keys[1]] = np.ascontiguousarray(pair.b.T)
         if pair.magnitude is not None:
             arrays[name + _MAGNITUDE] = pair.magnitude
+        written[tensor] = _Scale(pair.a.shape[-1], pair.scale)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(arrays, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         # Last: without it nobody takes the folder for an adapter.
-        write_json(folder / ADAPTER_CONFIG, _adapter_config(base, config, together))
+        write_json(folder / ADAPTER_CONFIG, _adapter_config(base, config, written))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}).") from None
 
@@ -202,13 +208,13 @@ def _check_has_places(leaves: Mapping[str, Matrix], model: TransformerConfig) ->
 
 
 def _adapter_config(
-    base: str, config: LoraConfig, together: Mapping[Tensor, _Theirs]
+    base: str, config: LoraConfig, written: Mapping[Tensor, _Scale]
 ) -> dict[str, Any]:
     """`adapter_config.json` of the pairs of tensors."""
-    ranks = {_module(tensor): pair.a.shape[-1] for tensor, pair in together.items()}
+    ranks = {_module(tensor): each.rank for tensor, each in written.items()}
     alphas = {
-        _module(tensor): pair.scale * (rank**0.5 if config.rslora else rank)
-        for (tensor, pair), rank in zip(together.items(), ranks.values(), strict=True)
+        _module(tensor): each.scale * (each.rank**0.5 if config.rslora else each.rank)
+        for tensor, each in written.items()
     }
     return {
         "peft_type": "LORA",
@@ -221,7 +227,7 @@ def _adapter_config(
         "use_rslora": config.rslora,
         "use_dora": config.dora,
         "bias": "none",
-        "fan_in_fan_out": any(not t.transposed for t in together if not _is_embedding(t)),
+        "fan_in_fan_out": any(not t.transposed for t in written if not _is_embedding(t)),
         "target_modules": sorted(ranks),
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != config.rank},
         "alpha_pattern": {

@@ -20,6 +20,7 @@ ROLES = ("system", "user", "assistant", "tool", "tool_call")
 CONVERSATIONS_VERSION = 1
 """Changes when the same record may become another conversation."""
 
+_DEEPEST = 100  # lists and objects within each other: what reads them further on is recursive
 _FORMS = "`instruction` and `output`, `prompt` and `response`, `messages`, or `text`"
 
 
@@ -100,7 +101,7 @@ def _message(message: Any, place: int) -> dict[str, Any]:
 def _call(content: str, where: str) -> dict[str, Any]:
     try:
         call = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         call = None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise ValueError(f"{where}.content is no tool call: JSON with `name` and `arguments`")
@@ -114,6 +115,8 @@ def _tools(tools: Any) -> list[Any]:
             tools = json.loads(tools)
         except ValueError as error:
             raise ValueError(f"`tools` is not JSON: {error}") from None
+        except RecursionError:
+            raise ValueError("`tools` is nested too deeply") from None
     if not tools:
         return []
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
@@ -170,6 +173,7 @@ def _question(messages: list[dict[str, Any]]) -> str:
 
 
 def _json(value: Mapping[str, Any]) -> str:
+    _check_depth(value, _DEEPEST)
     try:
         text = json.dumps(value, ensure_ascii=False)
         text.encode()
@@ -178,3 +182,14 @@ def _json(value: Mapping[str, Any]) -> str:
         raise ValueError("not Unicode text (a lone surrogate)") from None
     except (TypeError, ValueError):  # of Parquet: a date, or bytes
         raise ValueError("holds what JSON cannot write") from None
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if not left:
+        raise ValueError(f"nested too deeply: more than {_DEEPEST} lists and objects in each other")
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    for inner in value:
+        _check_depth(inner, left - 1)

@@ -137,11 +137,16 @@ def prepare_corpus(
     train = tuple(opened[train_store(number)] for number in range(len(entries)))
     for entry, store in zip(entries, train, strict=True):
         if not store.num_documents:
-            dropped = f", or too long for config.data.seq_len ({store.dropped:,})"
+            reason, hint = "", "leave the source out"
+            if store.dropped:  # of conversations alone, which config.preview shows
+                reason = (
+                    f", or holds nothing to learn ({store.dropped:,}): it is too long for "
+                    "config.data.seq_len, or its layout writes no answers"
+                )
+                hint += ", or look at it with config.preview=8"
             raise UserError(
                 f"config.data.train: {entry.name}: none of its text is left to train on; all of "
-                "it is held out, or was left out by config.data.cleaning"
-                f"{dropped if store.dropped else ''}. Leave the source out."
+                f"it is held out, or was left out by config.data.cleaning{reason}; {hint}."
             )
     _check_held_out(opened[EVAL])
     return Corpus(trained, entries, train, opened[EVAL], split, encoder)

@@ -80,7 +80,7 @@ class ExamplesConfig:
             UserError: as `chat_template`.
         """
         named = "bos_separated" if self.layout == "bos_separated" else self.template
-        return Examples(self, chat_template(tokenizer, named), seq_len + 1)
+        return Examples(self, chat_template(tokenizer, named, "config.sft.template"), seq_len + 1)
 
 
 _READ_BY = {

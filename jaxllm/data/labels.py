@@ -168,7 +168,7 @@ def _class(value: Any) -> Class:
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, str) and value.strip():
-        return value
+        return _unicode(value, f"the label {value!r}")
     if isinstance(value, float):
         raise ValueError(
             f"the label {value!r} is a number and no class; write it as text, or, to predict "
@@ -195,10 +195,14 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
         raise ValueError(f"`{name}` is not a string but {type(text).__name__}")
     if not text.strip():
         raise ValueError(f"`{name}` is empty")
+    return _unicode(text, f"`{name}`")
+
+
+def _unicode(text: str, what: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"`{name}` is not Unicode text (a lone surrogate)") from None
+        raise ValueError(f"{what} is not Unicode text (a lone surrogate)") from None
     return text
 
 

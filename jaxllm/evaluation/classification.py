@@ -8,12 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Float64
+from jaxtyping import Array, Float, Float32, Float64, Int
 
 from jaxllm import trees
 from jaxllm.data.labels import Labels
 from jaxllm.models.config import TransformerConfig
-from jaxllm.objectives.classification import label_rows, text_losses, text_outputs
+from jaxllm.objectives.classification import (
+    label_numbers,
+    label_rows,
+    text_losses,
+    text_outputs,
+)
 from jaxllm.objectives.objective import Batch, Params
 
 Counts = dict[str, Float64[np.ndarray, "..."]]
@@ -45,9 +50,13 @@ class ClassificationEvaluator:
 
         def counts(params: Params, batch: Batch, frozen: Params) -> dict[str, Array]:
             outputs, _ = text_outputs(model, trees.merge(params, frozen), batch)
-            weights, labels = batch["loss_weights"], label_rows(targets, batch)
-            losses = jnp.mean(text_losses(kind, outputs, labels), axis=-1)
-            return _COUNTED[kind](outputs, labels, weights) | {"loss": jnp.sum(weights * losses)}
+            weights = batch["loss_weights"]
+            losses = jnp.mean(text_losses(kind, targets, outputs, batch), axis=-1)
+            if kind == "single_label":
+                counted = _confusion(outputs, label_numbers(batch), weights)
+            else:
+                counted = _COUNTED[kind](outputs, label_rows(targets, batch), weights)
+            return counted | {"loss": jnp.sum(weights * losses)}
 
         self._counts = jax.jit(counts)
 
@@ -65,11 +74,12 @@ class ClassificationEvaluator:
 
 def _confusion(
     outputs: Float[Array, "batch seq outputs"],
-    labels: Float[Array, "batch seq outputs"],
+    labels: Int[Array, "batch seq"],
     weights: Float[Array, "batch seq"],
 ) -> dict[str, Array]:
-    chosen = jax.nn.one_hot(jnp.argmax(outputs, axis=-1), outputs.shape[-1])
-    return {"confusion": jnp.einsum("bst,bsp,bs->tp", labels, chosen, weights)}
+    classes = outputs.shape[-1]
+    matrix = jnp.zeros((classes, classes))
+    return {"confusion": matrix.at[labels, jnp.argmax(outputs, axis=-1)].add(weights)}
 
 
 def _sets(
@@ -101,7 +111,7 @@ def _moments(
     return {"moments": jnp.sum(terms * weights, axis=(1, 2))}
 
 
-_COUNTED = {"single_label": _confusion, "multi_label": _sets, "regression": _moments}
+_COUNTED = {"multi_label": _sets, "regression": _moments}
 
 
 def classification_scores(counts: Counts, labels: Labels) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Float32, Shaped
+from jaxtyping import Array, Float, Float32, Int
 
 from jaxllm import trees
 from jaxllm.errors import UserError
@@ -97,13 +97,12 @@ def classification(
         targets: what each number of a label stands for (`labels.LabelledTexts.targets`).
         class_weights: w_c; of `regression` empty.
     """
-    table = targets @ class_weights if kind == "single_label" else None
 
     def counted(batch: Batch) -> Float[Array, "batch seq"]:
         """What the text that ends here counts; 0 elsewhere."""
         weights = batch["loss_weights"]
-        if table is not None:
-            return weights * _rows(table, batch)
+        if kind == "single_label":
+            return weights * jnp.asarray(class_weights)[label_numbers(batch)]
         return weights * (class_weights.sum() if kind == "multi_label" else 1.0)
 
     def weights(batch: Batch) -> Sums:
@@ -115,7 +114,7 @@ def classification(
         params = trees.merge(params, frozen)
         outputs, output = text_outputs(model, params, batch, row_keys)
         found = batch["loss_weights"]
-        losses = text_losses(kind, outputs, label_rows(targets, batch))
+        losses = text_losses(kind, targets, outputs, batch)
         if kind == "multi_label":
             total = jnp.sum(found[..., None] * class_weights * losses)
         else:
@@ -142,27 +141,29 @@ def text_outputs(
     return head_outputs(model, params, output.hidden, batch["positions"]), output
 
 
-def label_rows(
-    targets: Float32[np.ndarray, "numbers outputs"], batch: Batch
-) -> Float32[Array, "batch seq outputs"]:
-    """What the head is to give where a text ends; of no matter elsewhere."""
-    return _rows(targets, batch)
-
-
 def text_losses(
     kind: str,
-    outputs: Float[Array, "*places outputs"],
-    labels: Float[Array, "*places outputs"],
-) -> Float[Array, "*places losses"]:
-    """The losses of what the head gives: one, but of each class one where there can be several."""
-    if kind == "single_label":
-        return optax.softmax_cross_entropy(outputs, labels)[..., None]
+    targets: Float32[np.ndarray, "numbers outputs"],
+    outputs: Float[Array, "batch seq outputs"],
+    batch: Batch,
+) -> Float[Array, "batch seq losses"]:
+    """The losses of what the head gives: one, but one of each class where there can be several."""
+    if kind == "single_label":  # the number of a label is that of its class
+        numbers = label_numbers(batch)
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, numbers)[..., None]
+    labels = label_rows(targets, batch)
     if kind == "multi_label":
         return optax.sigmoid_binary_cross_entropy(outputs, labels)
     return jnp.square(outputs - labels)
 
 
-def _rows(table: np.ndarray, batch: Batch) -> Shaped[Array, "batch seq ..."]:
-    """The rows of a table that the targets number; of no matter where the weight is 0."""
-    numbers = jnp.where(batch["loss_weights"] > 0, batch["targets"], 0)
-    return jnp.asarray(table)[numbers]
+def label_rows(
+    targets: Float32[np.ndarray, "numbers outputs"], batch: Batch
+) -> Float32[Array, "batch seq outputs"]:
+    """What the head is to give where a text ends; of no matter elsewhere."""
+    return jnp.asarray(targets)[label_numbers(batch)]
+
+
+def label_numbers(batch: Batch) -> Int[Array, "batch seq"]:
+    """The number of the label of the text that ends here; 0 elsewhere."""
+    return jnp.where(batch["loss_weights"] > 0, batch["targets"], 0)

@@ -72,18 +72,18 @@ def model_training_flops_per_token(
         trained: paths of the leaves that are trained, those of pairs among them; None: all are.
     """
     stacks = len(model.stacks)
-    lowest = 0 if trained is None else _lowest_trained(trained, stacks)
+    lowest = 0 if trained is None else min(_place(path, stacks) for path in trained)
 
     def of_inputs(at: int) -> bool:
-        """Whether gradients go back through the stack `at`, the output matrix being the last."""
-        return lowest <= min(at, stacks - 1)
+        """Whether gradients go back through what stands at a place, to reach what is trained."""
+        return lowest <= min(at, stacks)
 
     total = 0.0
     for path, leaf in trees.leaves_with_paths(param_shapes(model)):
         if path.endswith("/kernel"):
-            at = int(path.split("/")[0].split("_")[-1]) if path.startswith("stack_") else stacks
             used = forward_flops_per_token(_elements_used(model, path, leaf.shape), 0, seq_len)
-            total += used * (1 + of_inputs(at) + (trained is None or path in trained))
+            of_itself = trained is None or path in trained
+            total += used * (1 + of_inputs(_place(path, stacks)) + of_itself)
     for at, stack in enumerate(model.stacks):
         width = stack.repeats * sum(_attention_width(layer.attention) for layer in stack.unit)
         attention = forward_flops_per_token(0, width, seq_len, model.causal)
@@ -91,16 +91,18 @@ def model_training_flops_per_token(
     if not model.head.outputs:
         output = forward_flops_per_token(predicted * model.vocab_size * model.width, 0, seq_len)
         name = "embedding" if model.tied else "output"
-        total += output * (1 + of_inputs(stacks) + (trained is None or name in trained))
+        total += output * (1 + of_inputs(stacks + 1) + (trained is None or name in trained))
     return total
 
 
-def _lowest_trained(trained: Collection[str], stacks: int) -> int:
-    """The first stack that gradients go back into; `stacks` if they reach none."""
-    if any(re.match("(position_)?embedding", path) for path in trained):
-        return 0
-    of_stacks = [int(path.split("/")[0].split("_")[-1]) for path in trained if "stack_" in path]
-    return min(of_stacks, default=stacks)
+def _place(path: str, stacks: int) -> int:
+    """How far up a leaf is: its stack's number, `stacks` of the norm above them, one more of the
+    output matrix and the head; the embeddings are as low as the first stack."""
+    if path.startswith("stack_"):
+        return int(path.split("/")[0].removeprefix("stack_"))
+    if re.match("output|head/", path):
+        return stacks + 1
+    return 0 if re.match("(position_)?embedding", path) else stacks
 
 
 def _attention_width(attention: AttentionConfig | LatentAttentionConfig) -> float:

@@ -18,6 +18,7 @@ from jaxllm.checkpoints.base import (
     parameter_checksums,
     record_base,
 )
+from jaxllm.checkpoints.checkpointer import committed_steps
 from jaxllm.checkpoints.load import load_model, model_config_of, tokenizer_path
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.batches import BatchSource
@@ -135,6 +136,11 @@ class TrainingRun(Generic[C]):
         later lives, in which the base may have been moved together with the run."""
         directory = self.directory
         known = from_main(directory.base.exists)
+        if not known and from_main(lambda: committed_steps(directory.checkpoints)):
+            raise UserError(
+                f"{directory.base}: is gone, and with it which base the pairs of the checkpoints "
+                "were trained beside; put it back, or begin in another --workdir."
+            )
         init = str(base_path(directory)) if known else self.config.init
         params = load_model(init, self.mesh, bare(self.config.model)).params
         checksums = parameter_checksums(params)

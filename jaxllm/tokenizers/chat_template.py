@@ -148,11 +148,13 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> list[Span]:
         """Where in `text` the template has written marks, rather than a message spelt them."""
-        veiled = self._render(
-            [self._veiled(message) for message in messages],
-            add_generation_prompt,
-            self._veiled(tools),
-        )
+        try:
+            hidden, hidden_tools = [self._veiled(each) for each in messages], self._veiled(tools)
+        except RecursionError:
+            raise UserError(
+                f"chat template ({self.name}): a message or tool is nested too deeply."
+            ) from None
+        veiled = self._render(hidden, add_generation_prompt, hidden_tools)
         spans = [match.span() for match in self._mark.finditer(text)]
         if veiled.translate({value: key for key, value in self._veil.items()}) == text:
             return [span for span in spans if veiled[slice(*span)] == text[slice(*span)]]
@@ -273,13 +275,16 @@ class ChatTemplate:
             raise UserError(f"chat template ({self.name}): {line}") from None
 
 
-def chat_template(tokenizer: Tokenizer, named: str = "") -> ChatTemplate:
+def chat_template(
+    tokenizer: Tokenizer, named: str = "", field: str = "config.template"
+) -> ChatTemplate:
     """The template to chat with by a tokenizer.
 
     Args:
         tokenizer: what the template's text is encoded by.
         named: a name of `BUILTIN_TEMPLATES`, or a file of Jinja source; empty: the tokenizer's own,
             else the built-in one whose special tokens it has.
+        field: of the configuration that names it, for messages.
 
     Raises:
         UserError: there is none; or the tokenizer lacks tokens of the built-in one named, or the
@@ -291,7 +296,7 @@ def chat_template(tokenizer: Tokenizer, named: str = "") -> ChatTemplate:
         missing = [token for token in needed if token not in tokenizer.special_tokens()]
         if missing:
             raise UserError(
-                f"config.template: {named} writes {', '.join(missing)}, which the tokenizer does "
+                f"{field}: {named} writes {', '.join(missing)}, which the tokenizer does "
                 "not have as special tokens; name a file with a template that suits it."
             )
         template = ChatTemplate(source, tokenizer, named)
@@ -301,7 +306,7 @@ def chat_template(tokenizer: Tokenizer, named: str = "") -> ChatTemplate:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise UserError(
-                f"config.template: {named}: cannot be read ({reason}); name a file with Jinja "
+                f"{field}: {named}: cannot be read ({reason}); name a file with Jinja "
                 f"source, or one of {known}."
             ) from None
         template = ChatTemplate(source, tokenizer, named)
@@ -309,7 +314,7 @@ def chat_template(tokenizer: Tokenizer, named: str = "") -> ChatTemplate:
         found = tokenizer.chat_template or suitable_template(tokenizer.special_tokens())
         if found is None:
             raise UserError(
-                "config.template: the tokenizer has no chat template, and the tokens of no "
+                f"{field}: the tokenizer has no chat template, and the tokens of no "
                 f"built-in one ({known}); name a file with Jinja source."
             )
         template = ChatTemplate(found, tokenizer)

@@ -1,22 +1,30 @@
 """Jinja for templates that somebody else made: they see their variables and nothing of Python.
 
-A rendering takes a limited number of steps, so that it ends in reasonable time.
+A rendering takes a limited number of steps (`template_costs.py`), so that it ends in reasonable
+time and memory.
 """
 
 import dataclasses
 import datetime
 import functools
 import json
-import re
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import filters, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+from jaxllm.tokenizers.template_costs import (
+    CHARGED_FILTERS,
+    filter_steps,
+    method_steps,
+    operator_steps,
+)
 
 _STEPS = 200_000  # of a rendering; conversations take some for each message
 # Filters and variables that no template can name.
@@ -115,8 +123,21 @@ def _counted(tree: nodes.Template) -> nodes.Template:
         node.body.insert(0, nodes.ExprStmt(step, lineno=node.lineno))
         if isinstance(node, nodes.For) and node.test:  # `for x in y if test`
             node.test = nodes.And(step, node.test, lineno=node.lineno)
+    tree = _Sums().visit(tree)
     tree.set_environment(_environment())
     return tree
+
+
+class _Sums(NodeTransformer):
+    """Makes of `a ~ b` the sum of two texts, since sums take steps."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:  # noqa: N802
+        self.generic_visit(node)
+        texts: list[nodes.Expr] = [
+            nodes.Filter(each, "string", [], [], None, None, lineno=node.lineno)
+            for each in node.nodes
+        ]
+        return functools.reduce(lambda a, b: nodes.Add(a, b, lineno=node.lineno), texts)
 
 
 @jinja2.pass_context
@@ -131,29 +152,44 @@ def _edge(context: Context, side: int) -> str:
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """One in which operators take steps for what they make, before they make it."""
+    """One in which what can make much of little takes steps for it, before it makes it."""
 
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        context[_WORK].spend(_size(operator, left, right))
+        context[_WORK].spend(operator_steps(operator, left, right))
         return super().call_binop(context, operator, left, right)
 
+    def call(self, context: Context, function: Any, /, *arguments: Any, **named: Any) -> Any:
+        context[_WORK].spend(method_steps(function, arguments, named))
+        return super().call(context, function, *arguments, **named)
 
-def _size(operator: str, left: Any, right: Any) -> int:
-    """About how many characters, elements or bits an operator makes of small operands."""
-    match operator, left, right:
-        case "*", int(), int():
-            return left.bit_length() + right.bit_length()
-        case ("*", Sized() as row, int() as times) | ("*", int() as times, Sized() as row):
-            return len(row) * max(times, 0)
-        case "**", int(), int():
-            return left.bit_length() * max(right, 0)
-        case "%", str() | bytes(), _:  # widths and precisions, `*` being one among the operands
-            numbers = right if isinstance(right, tuple) else ()
-            widest = max((abs(n) for n in numbers if isinstance(n, int)), default=0)
-            return sum(map(int, re.findall("[0-9]+", str(left)))) + str(left).count("*") * widest
-    return 0
+
+def _charged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that takes steps for what it makes; `function` has the value and its arguments."""
+
+    @jinja2.pass_context
+    def charged(context: Context, value: Any, *arguments: Any, **named: Any) -> Any:
+        context[_WORK].spend(filter_steps(name, value, (*arguments, *named.values())))
+        return function(value, *arguments, **named)
+
+    return charged
+
+
+def _replaced(value: Any, old: Any, new: Any, count: int | None = None) -> str:
+    return str(value).replace(str(old), str(new), -1 if count is None else count)
+
+
+@jinja2.pass_context
+def _joined(
+    context: Context, value: Iterable[Any], d: Any = "", attribute: str | int | None = None
+) -> str:
+    """Jinja's `join`, taking steps: its arguments stand the other way round than the method's."""
+    if attribute is not None:
+        value = map(filters.make_attrgetter(context.environment, attribute), value)
+    parts = [str(part) for part in value]
+    context[_WORK].spend(filter_steps("join", str(d), (parts,)))
+    return str(d).join(parts)
 
 
 @functools.cache
@@ -166,6 +202,11 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     del environment.globals["lipsum"]  # filler text of any length
     environment.filters["tojson"] = _to_json
+    environment.filters["replace"] = _replaced
+    environment.filters["wordwrap"] = functools.partial(filters.do_wordwrap, environment)
+    for name in CHARGED_FILTERS:
+        environment.filters[name] = _charged(name, environment.filters[name])
+    environment.filters["join"] = _joined
     environment.filters[_STEP] = _step
     environment.filters[_EDGE] = _edge
     environment.globals["raise_exception"] = _refuse

@@ -72,6 +72,10 @@ def test_answers_to_one_question_stay_together():
     assert read({"prompt": "a", "response": "b"}, group="g")[0].group == "g"
 
 
+def nested(depth):
+    return [nested(depth - 1)] if depth else []
+
+
 def message(**fields):
     return {"messages": [{**USER, **fields}, ANSWER]}
 
@@ -102,6 +106,13 @@ def message(**fields):
         ({"messages": [USER, {"role": "tool_call", "content": "f(x)"}]}, "no tool call"),
         ({"messages": [USER, ANSWER], "tools": "x"}, "`tools` is not JSON"),
         ({"messages": [USER, ANSWER], "tools": [1]}, "no list of objects"),
+        ({"messages": [USER, ANSWER], "tools": "[" * 9999 + "]" * 9999}, "nested too deeply"),
+        ({"messages": [USER, ANSWER], "tools": [{"a": nested(100)}]}, "nested too deeply"),
+        ({"messages": [{**USER, "a": nested(900)}, ANSWER]}, "nested too deeply"),
+        (
+            {"messages": [USER, {"role": "tool_call", "content": '{"a":' * 9999}]},
+            "no tool call",
+        ),
         ({"messages": [USER, {**ANSWER, "raw": b"x"}]}, "JSON cannot write"),
         ({"messages": [USER, {**ANSWER, "tool_calls": ["f"]}]}, "tool_calls is no list of objects"),
         ({"messages": [USER, {**ANSWER, "tool_calls": 5}]}, "tool_calls is no list of objects"),

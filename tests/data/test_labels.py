@@ -83,6 +83,7 @@ def test_the_same_text_is_on_one_side_whatever_its_label():
         ({"text": "Hi", "label": ""}, "no text and no whole number"),
         ({"text": "Hi", "label": 1.5}, "kind=regression"),
         ({"text": "Hi", "label": ["a"]}, "kind=multi_label"),
+        ({"text": "Hi", "label": "\ud800"}, "the label .* is not Unicode text"),
     ],
 )
 def test_a_record_without_text_or_label_is_refused(fields, message):

@@ -33,7 +33,10 @@ class Model:
 
     def write(self, prompts):
         self.asked += prompts
-        return [Written(text, 0) for text in self.written]
+        return [
+            Written(text, max(0, len(prompt) - self.room))
+            for text, (prompt, _) in zip(self.written, prompts, strict=True)
+        ]
 
 
 def test_a_question_names_the_labels_in_its_language():
@@ -53,6 +56,8 @@ def test_the_likeliest_label_is_chosen():
 
 def test_questions_that_lost_their_beginning_are_told():
     items = label_items(TEXTS, NAMES)
+    model = Model(["", "", ""], room=len(items[0].prompt) - 1)
+    assert asked_labels(model, items, [], "written", 0, 0).cut == pytest.approx(1 / 3)
     room = len(items[0].prompt)
     assert asked_labels(Model(room=room), items, [], "likelihood", 0, 0).cut == 0
     assert asked_labels(Model(room=room - 1), items, [], "likelihood", 0, 0).cut == pytest.approx(

@@ -97,6 +97,28 @@ def test_below_what_is_trained_there_is_no_backward_pass(tiny_model):
     assert _flops(model, "stack_1/.*") == forward + 2 * layer + output
 
 
+def test_gradients_go_back_as_far_as_something_is_trained(tiny_model):
+    tied, untied = tiny_model(family="gpt2"), tiny_model(tied=False)
+    output = 2 * tied.vocab_size * tied.width
+    forward = model_training_flops_per_token(tied, SEQ_LEN) / 3
+    assert _flops(tied, "final_norm/.*") == forward + output
+    frozen = _flops(tied, "stack_0/layer_0/attention_norm/.*")
+    assert _flops(tied, "position_embedding") == frozen > 1.9 * forward
+    output = 2 * untied.vocab_size * untied.width
+    forward = model_training_flops_per_token(untied, SEQ_LEN) / 3
+    assert _flops(untied, "output") == forward + output
+    frozen = _flops(untied, "stack_0/layer_0/attention_norm/.*")
+    assert _flops(untied, "embedding") == frozen
+
+
+def test_attention_of_every_layer_of_a_unit_counts(tiny_model):
+    model = tiny_model(family="gemma2", layers=4)
+    assert max(len(stack.unit) for stack in model.stacks) > 1
+    width = sum(layer.attention.heads * layer.attention.head_dim for layer in model.unrolled)
+    longer = model_training_flops_per_token(model, 9) - model_training_flops_per_token(model, 8)
+    assert longer == 6 * width
+
+
 def test_with_a_head_the_vocabulary_does_not_count(tiny_model):
     model, headed = tiny_model(), tiny_model(head=HeadConfig(3))
     vocabulary, head = 2 * model.vocab_size * model.width, 2 * 3 * model.width

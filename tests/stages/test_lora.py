@@ -163,6 +163,30 @@ def test_a_run_killed_while_its_base_is_loaded_begins_again(adapt, base, curve, 
     assert curve(run, "train/loss") == expected
 
 
+def test_a_lost_or_foreign_record_of_the_base_is_told(adapt, base, tmp_path):
+    run = tmp_path / "run"
+    assert adapt(run, base, steps=3).code == 0
+    recorded = json.loads((run / "base.json").read_text())
+    (run / "base.json").write_text(json.dumps(recorded | {"checksums": []}))
+    result = adapt(run, base, steps=6)
+    assert (result.code, "its checksums is a list" in result.err) == (2, True)
+    (run / "base.json").unlink()
+    result = adapt(run, base, steps=6)
+    assert (result.code, "base.json: is gone" in result.err) == (2, True)
+    (run / "base.json").write_text(json.dumps(recorded))
+    assert adapt(run, base, steps=6).code == 0
+
+
+def test_the_work_of_gradients_that_are_not_made_does_not_count(adapt, base, curve, tmp_path):
+    per_token = {}
+    for rank in (0, 2):
+        run = tmp_path / f"{rank}"
+        assert adapt(run, base, steps=2, lora__rank=rank, log__peak_tflops=1.0).code == 0
+        speed, share = curve(run, "train/tokens_per_second"), curve(run, "train/mfu")
+        per_token[rank] = share[2] * 1e12 / speed[2]
+    assert per_token[2] == pytest.approx(2 / 3 * per_token[0], rel=0.1)
+
+
 def test_an_adapter_for_another_base_is_told(adapt, command, arguments, base, tmp_path):
     run, other = tmp_path / "run", tmp_path / "other"
     assert adapt(run, base, steps=1).code == 0

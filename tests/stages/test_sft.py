@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from jaxllm.inference.chat import Chat
 from jaxllm.reporting.samples import read_samples
 
 
@@ -116,6 +117,25 @@ def test_what_many_conversations_share_makes_no_copies_of_them(sft, json_lines, 
     assert summary["data/train_documents"] + summary["data/eval_documents"] == 40
 
 
+def test_samples_are_asked_with_their_tools(sft, json_lines, tmp_path, monkeypatch):
+    asked = []
+    ask = Chat.ask
+    monkeypatch.setattr(
+        Chat, "ask", lambda self, *given: (asked.append(given[1]), ask(self, *given))[1]
+    )
+    tools = [{"name": "f"}]
+    answer = {"role": "assistant", "content": "y"}
+    records = (
+        {"messages": [{"role": "user", "content": f"{n}"}, answer], "tools": tools}
+        for n in range(40)
+    )
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    fields = {"data__train": json_lines(records), "sft__layout": "chat", "sft__template": template}
+    assert sft(tmp_path / "run", steps=1, **fields).code == 0
+    assert asked == [tools] * 3
+
+
 def test_text_can_be_mixed_in(sft, corpus, instructions, tmp_path):
     train = f"{instructions}@0.5,{corpus}@0.5"
     assert sft(tmp_path / "run", data__train=train, steps=2).code == 0
@@ -159,12 +179,21 @@ def test_bad_records_are_set_aside_and_too_many_end_the_run(
         ({"data__eval": "long.jsonl"}, "of the 1 held-out documents none has anything to predict"),
         ({"prompt": "x" * 99}, "too long to be answered"),
         ({"data__train": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
+        (
+            {"sft__layout": "chat", "sft__template": "gone.jinja"},
+            "config.sft.template: gone.jinja: cannot be read",
+        ),
+        (
+            {"sft__layout": "chat", "sft__template": "silent.jinja"},
+            "or its layout writes no answers; leave the source out, or look at it",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(fields, message, sft, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record = {"prompt": "x" * 99, "response": "y"}
     (tmp_path / "long.jsonl").write_text(json.dumps(record))
+    (tmp_path / "silent.jinja").write_text("{{ messages[0].content }}")
     result = sft(tmp_path / "run", **fields)
     assert result.code == 2
     assert message in result.err

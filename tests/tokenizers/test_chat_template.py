@@ -306,6 +306,14 @@ def test_what_cannot_be_compiled_is_no_jinja(tmp_path, source):
         chat_template(TOKENIZER, str(path))
 
 
+def test_messages_that_are_nested_too_deeply_are_told():
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(UserError, match="a message or tool is nested too deeply"):
+        ChatTemplate(PLAIN, TOKENIZER).encode([{"role": "user", "content": "x", "more": deep}])
+
+
 def test_the_end_of_an_answer_is_found_for_templates_that_want_a_system_message():
     refusal = "{% if messages[0].role != 'system' %}{{ raise_exception('who am I?') }}{% endif %}"
     template = ChatTemplate(refusal + PLAIN, TOKENIZER)

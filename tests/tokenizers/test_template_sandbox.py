@@ -28,6 +28,9 @@ DOUBLING_BLOCKS = "".join(
     f"{{% block b{n} %}}{{{{ self.b{n + 1}() }}}}{{{{ self.b{n + 1}() }}}}{{% endblock %}}"
     for n in range(30)
 )
+GROWING = (
+    "{% set s = namespace(x='xxxx') %}{% for i in range(40) %}{% set s.x = GROWN %}{% endfor %}"
+)
 DOUBLING_BLOCKS += "{% block b30 %}x{% endblock %}"
 
 
@@ -61,6 +64,29 @@ DOUBLING_BLOCKS += "{% block b30 %}x{% endblock %}"
         ("{{ '%1000000000d' % 1 }}", "steps"),
         ("{{ '%.1000000000f' % 1 }}", "steps"),
         ("{{ '%*d' % (10**9, 1) }}", "steps"),
+        ("{{ 'x'.center(10**9) }}", "steps"),
+        ("{{ messages[0].content.ljust(width=10**9) }}", "steps"),
+        ("{{ '\t'.expandtabs(10**9) }}", "steps"),
+        ("{{ '1'.zfill(10**9) }}", "steps"),
+        ("{{ (1).to_bytes(10**9, 'big') }}", "steps"),
+        ("{{ '{:>1000000000}'.format(1) }}", "steps"),
+        ("{{ '{:>{}}'.format(1, 10**9) }}", "steps"),
+        ("{{ 'a\nb' | indent(10**9) }}", "steps"),
+        ("{{ 'a' | center(10**9) }}", "steps"),
+        ("{{ '%*d' | format(10**9, 1) }}", "steps"),
+        ("{{ 1.5 | round(10**9, 'ceil') }}", "steps"),
+        ("{{ messages | tojson(indent=10**9) }}", "steps"),
+        ("{{ messages | batch(10**9, 'x') | list }}", "steps"),
+        ("{{ messages | slice(10**9) | list }}", "steps"),
+        ("{{ ['a'] | map('center', 10**9) | list }}", "steps"),
+        (GROWING.replace("GROWN", "s.x + s.x"), "steps"),
+        (GROWING.replace("GROWN", "s.x ~ s.x"), "steps"),
+        (GROWING.replace("GROWN", "s.x.replace('x', 'xx')"), "steps"),
+        (GROWING.replace("GROWN", "s.x | replace('x', 'xx')"), "steps"),
+        (GROWING.replace("GROWN", "s.x.translate({120: 'xx'})"), "steps"),
+        (GROWING.replace("GROWN", "s.x.join([s.x, s.x])"), "steps"),
+        (GROWING.replace("GROWN", "[s.x, s.x] | join(s.x)"), "steps"),
+        (GROWING.replace("GROWN", "s.x | wordwrap(1, True, s.x)"), "steps"),
         ("{{ lipsum(10**9) }}", "undefined"),
         ("{{ '\\ud800' }}", "not Unicode text"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
@@ -86,6 +112,21 @@ def test_steps_change_nothing_of_what_a_template_writes():
     )
     expected = "1/2aa  2.0|user1;2/2cc  4.0|user0;123<42!>"
     assert written(source, "a", "b", "c") == expected
+
+
+def test_what_takes_steps_makes_what_it_did():
+    source = (
+        "{{ 'a' ~ messages[0].content ~ 1 ~ nothing }}|{{ [1, 2] + [3] }}|"
+        "{{ 'a-b'.replace('-', '+') }}|{{ messages | join(',', attribute='content') }}|"
+        "{{ [1, 'x'] | join }}|{{ '-'.join(['a', 'b']) }}|"
+        "{{ 'aXbX' | replace('X', 'y', 1) }}|{{ 'a' | center(3) }}|{{ 'a\nb' | indent(2) }}|"
+        "{{ '%s:%d' | format('n', 3) }}|{{ '{}={:>3}'.format('k', 7) }}|{{ 2.345 | round(1) }}|"
+        "{{ {'a': 1} | tojson }}|{{ 'ab cd' | wordwrap(2) }}|{{ [1, 2, 3] | batch(2) | list }}"
+    )
+    expected = (
+        'ab1|[1, 2, 3]|a+b|b,c|1x|a-b|aybX| a |a\n  b|n:3|k=  7|2.3|{"a": 1}|ab\ncd|[[1, 2], [3]]'
+    )
+    assert written(source, "b", "c") == expected
 
 
 def test_each_rendering_may_take_as_many_steps():

@@ -6,7 +6,15 @@ import signal
 
 import pytest
 
-STEPS = {"steps": 24, "checkpoint.every": 8, "eval.every": 8}
+# A constant rate, so that a run of more steps begins as one of fewer does; and a low one, as at a
+# higher one rounding grows to more than is allowed.
+STEPS = {
+    "steps": 24,
+    "checkpoint.every": 8,
+    "eval.every": 8,
+    "optimizer.schedule": "constant",
+    "optimizer.learning_rate": 0.003,
+}
 
 INSTRUCTIONS = [{"prompt": f"Say {n}", "response": f"yes {n}"} for n in range(80)]
 # Each class has a letter of its own, but a fifth of the texts that of another: scores are below 1,
@@ -36,8 +44,7 @@ def scores_of(run):
         pytest.param(
             "classify",
             LABELLED,
-            # Batches hold few labels: at a higher rate rounding grows to more than is allowed.
-            {"mesh.fsdp": 2, "optimizer.learning_rate": 0.003},
+            {"mesh.fsdp": 2},
             {"eval/accuracy", "eval/macro_f1", "eval/loss"},
             marks=pytest.mark.slow,
         ),
@@ -50,6 +57,7 @@ def test_several_processes_fine_tune_as_one_does_and_go_on_after_a_fault(
     wait_for,
     finished_run,
     same_curve,
+    curve,
     json_lines,
     tmp_path,
     stage,
@@ -78,3 +86,9 @@ def test_several_processes_fine_tune_as_one_does_and_go_on_after_a_fault(
     resumed = start(arguments(stage, halved, given | steps), 1)
     assert resumed.wait() == [0], resumed.output(0)
     assert "going on from step" in resumed.output(0)
+    losses = curve(halved, "train/loss")
+    assert list(losses) == list(range(1, max(saved) + 9))
+    expected = curve(one, "train/loss")
+    assert [losses[step] for step in expected if step in losses] == pytest.approx(
+        [loss for step, loss in expected.items() if step in losses], rel=1e-4
+    )
