@@ -51,7 +51,7 @@ def jaxllm_step(rank: int = 0) -> Step:
     import numpy as np
 
     from jaxllm import trees
-    from jaxllm.host_memory import keep_freed_memory_on_cpu
+    from jaxllm.host_memory import give_back_freed_memory, keep_freed_memory_on_cpu
     from jaxllm.models.config import ModelConfig
     from jaxllm.models.families import architecture
     from jaxllm.models.lora import LoraConfig, init_pairs, trained_pattern
@@ -93,6 +93,7 @@ def jaxllm_step(rank: int = 0) -> Step:
         state = init_state(trained, optimizer, shapes)
         compiled = jit_step(step, shapes, mesh).lower(state, frozen, batch).compile()
     del params, trained
+    give_back_freed_memory()
     temporary = compiled.memory_analysis().temp_size_in_bytes
     print(f"temporaries of a step: {temporary / 1e6:.0f} MB", file=sys.stderr)
 

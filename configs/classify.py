@@ -3,8 +3,9 @@
     python -m jaxllm.main --config=configs/classify.py --workdir=runs/topic --config.init=runs/first
 
 The default teaches the model of configs/pretrain.py to tell by a docstring which part of the Python
-standard library it is from (eight topics, `builtin:pydocs_classify`); nothing is downloaded. With
-texts of your own, records of `text` and `label`:
+standard library it is from (eight topics, `builtin:pydocs_classify`); nothing is downloaded. On 2
+CPU cores it takes half a minute, and tells about 33 % rightly: modules are held out whole, and a
+logistic regression on words tells 38 %. With texts of your own, records of `text` and `label`:
 
     --config.data.train=mine.jsonl
     --config.classify.label=stars --config.classify.kind=regression

@@ -36,6 +36,14 @@ def keep_freed_memory_on_cpu() -> bool:
     return all(mallopt(*setting) for setting in _KEPT.items())
 
 
+def give_back_freed_memory() -> None:
+    """Lets the system have the memory that is free now, once: what compiling took, which steps have
+    no use for. Nothing is done without glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 def _computes_on_cpu() -> bool:
     """Whether JAX is told to compute on the CPU, or is installed for nothing else."""
     if platforms := os.environ.get("JAX_PLATFORMS"):

@@ -40,12 +40,48 @@ print(faults * resource.getpagesize() / 2**20)
 """
 
 
+GIVEN_BACK = """
+import ctypes, resource
+from jaxllm.host_memory import give_back_freed_memory, keep_freed_memory_on_cpu
+
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+library, size = ctypes.CDLL(None), ctypes.c_size_t(2**26)
+library.malloc.restype = ctypes.c_void_p
+assert keep_freed_memory_on_cpu()
+block = ctypes.c_void_p(library.malloc(size))
+library.memset(block, 1, size)
+library.free(block)
+before = held()
+give_back_freed_memory()
+print(before - held())
+"""
+
+
 def touched_again(how):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     arguments = [sys.executable, "-c", PROGRAM, how]
     environment["JAX_PLATFORMS"] = "cpu"
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not hasattr(ctypes.CDLL(None), "malloc_trim"),
+    reason="the C library has no malloc_trim",
+)
+def test_freed_memory_is_given_back_once_when_asked():
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", GIVEN_BACK],
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) > 60
 
 
 @pytest.mark.skipif(

@@ -27,7 +27,14 @@ from jaxllm.training.loop import Run, Source, checkpoint_items, state_of, train
 from jaxllm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxllm.training.recorder import Recorder
 from jaxllm.training.state import TrainState
-from jaxllm.training.step import init_state, jit_step, make_train_step, row_keys, state_shapes
+from jaxllm.training.step import (
+    compiled_first,
+    init_state,
+    jit_step,
+    make_train_step,
+    row_keys,
+    state_shapes,
+)
 from jaxllm.training.watchdog import Watchdog, waited_for
 
 Evaluate = Callable[[int, TrainState, Params], dict[str, float]]
@@ -202,7 +209,7 @@ def _step_function(
         by_layer=layer_factors(config.optimizer.layer_decay, param_shapes),
         ema=config.train.ema,
     )
-    return jit_step(step, layout, mesh)
+    return compiled_first(jit_step(step, layout, mesh))
 
 
 def _diagnosis(

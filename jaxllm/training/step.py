@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
+from jaxllm.host_memory import give_back_freed_memory
 from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, RowKeys, Sums
 from jaxllm.sharding.mesh import BATCH_AXES, batch_sharding, constrain
 from jaxllm.sharding.rules import Rules, shardings, with_sharding
@@ -164,6 +165,25 @@ def jit_step(train_step: TrainStep, shapes: TrainState, mesh: Mesh) -> Any:
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
     )
+
+
+def compiled_first(jitted: Any) -> TrainStep:
+    """A step of `jit_step`, which at its first call gives back what compiling took.
+
+    It is given back before a step takes its temporaries; else both would be held at once, and on a
+    CPU to the end of the run (`host_memory.py`).
+    """
+    compiled = False
+
+    def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        nonlocal compiled
+        if not compiled:
+            jitted.lower(state, frozen, batch).compile()  # remembered by `jitted`
+            give_back_freed_memory()
+            compiled = True
+        return jitted(state, frozen, batch)
+
+    return step
 
 
 def state_shapes(

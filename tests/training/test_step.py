@@ -12,7 +12,12 @@ from jaxllm.objectives.next_token import next_token
 from jaxllm.objectives.objective import Objective
 from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxllm.training.state import new_state
-from jaxllm.training.step import loss_and_gradients, make_train_step, weighted_loss
+from jaxllm.training.step import (
+    compiled_first,
+    loss_and_gradients,
+    make_train_step,
+    weighted_loss,
+)
 
 SEQ = 8
 LOSS = CrossEntropyConfig(z_loss=0.01, label_smoothing=0.2)
@@ -190,3 +195,22 @@ def test_a_model_stored_in_bfloat16_learns_as_one_in_float32_does(tiny_model, ti
         assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(dtype)}
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.03)
     assert losses["float32"][-1] < 0.8 * losses["float32"][0]
+
+
+def test_a_step_is_compiled_once_and_gives_back_what_that_took(state, batch, monkeypatch):
+    events = []
+    monkeypatch.setattr(
+        "jaxllm.training.step.give_back_freed_memory", lambda: events.append("given back")
+    )
+
+    @jax.jit
+    def same(state, frozen, batch):
+        events.append("traced")
+        jax.debug.callback(lambda: events.append("run"))
+        return state, {"loss": jnp.zeros(())}
+
+    run = compiled_first(same)
+    for _ in range(2):
+        state, _ = run(state, {}, batch)
+    jax.effects_barrier()
+    assert events == ["traced", "given back", "run", "run"]
