@@ -1,9 +1,45 @@
-"""The model that the benchmarks share: a Llama of 8.5 M parameters, here as Transformers has it."""
+"""The model that the benchmarks share: a Llama of 8.5 M parameters, ours and Transformers'."""
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 WIDTH, LAYERS, HEADS, MLP, VOCAB = 256, 8, 4, 704, 8192
+
+
+class Training(NamedTuple):
+    """What a step of ours is compiled from."""
+
+    model: Any
+    optimizer: Any
+    mesh: Any
+    step: Any
+    """Of `make_train_step`."""
+
+
+def jaxllm_training() -> Training:
+    """Our model with AdamW on one device, in a process set up as for the stage `pretrain`."""
+    import jax
+
+    from jaxllm.host_memory import keep_freed_memory_on_cpu
+    from jaxllm.models.config import ModelConfig
+    from jaxllm.models.families import architecture
+    from jaxllm.objectives.cross_entropy import CrossEntropyConfig
+    from jaxllm.objectives.next_token import next_token
+    from jaxllm.sharding.mesh import MeshConfig, make_mesh
+    from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+    from jaxllm.training.step import make_train_step
+
+    keep_freed_memory_on_cpu()
+    model = architecture(ModelConfig(layers=LAYERS, width=WIDTH, heads=HEADS, mlp_width=MLP), VOCAB)
+    optimizer = make_optimizer(OptimizerConfig())
+    step = make_train_step(
+        next_token(model, CrossEntropyConfig()),
+        optimizer,
+        learning_rate_schedule(OptimizerConfig(), steps=1000),
+        micro_batches=1,
+        seed=0,
+    )
+    return Training(model, optimizer, make_mesh(MeshConfig(), jax.devices()[:1]), step)
 
 
 def transformers_llama(**options: Any):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from in_turn import Step, measure, work
-from llama import HEADS, LAYERS, MLP, VOCAB, WIDTH, transformers_llama
+from llama import VOCAB, jaxllm_training, transformers_llama
 
 BATCH, SEQ = 8, 512
 FOLDER = "JAXLLM_SFT_BENCHMARK"
@@ -64,29 +64,13 @@ def jaxllm_step() -> Step:
     from jaxllm.data.batches import BatchSource
     from jaxllm.data.packing import packed_rows
     from jaxllm.data.shuffle import ShuffledEpochs
-    from jaxllm.host_memory import keep_freed_memory_on_cpu
-    from jaxllm.models.config import ModelConfig
-    from jaxllm.models.families import architecture
     from jaxllm.models.transformer import SHARDING_RULES, init_params
-    from jaxllm.objectives.cross_entropy import CrossEntropyConfig
-    from jaxllm.objectives.next_token import next_token
-    from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
-    from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
-    from jaxllm.training.step import init_state, jit_step, make_train_step, state_shapes
+    from jaxllm.sharding.mesh import batch_sharding
+    from jaxllm.training.step import init_state, jit_step, state_shapes
 
-    keep_freed_memory_on_cpu()
+    model, optimizer, mesh, step = jaxllm_training()
     folder = Path(os.environ[FOLDER])
     store = _corpus((folder / "data").read_text(), folder).train[0]
-    model = architecture(ModelConfig(layers=LAYERS, width=WIDTH, heads=HEADS, mlp_width=MLP), VOCAB)
-    optimizer = make_optimizer(OptimizerConfig())
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    step = make_train_step(
-        next_token(model, CrossEntropyConfig()),
-        optimizer,
-        learning_rate_schedule(OptimizerConfig(), steps=1000),
-        micro_batches=1,
-        seed=0,
-    )
     source = BatchSource(
         ShuffledEpochs(packed_rows(store, "best_fit", SEQ), 0), BATCH, batch_sharding(mesh)
     )

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable
 
 from in_turn import Step, measure, work
-from llama import HEADS, LAYERS, MLP, VOCAB, WIDTH, transformers_llama
+from llama import HEADS, LAYERS, MLP, VOCAB, WIDTH, jaxllm_training, transformers_llama
 
 BATCH, SEQ = 16, 256
 TOKENS = BATCH * SEQ
@@ -51,29 +51,12 @@ def jaxllm_step(rank: int = 0) -> Step:
     import numpy as np
 
     from jaxllm import trees
-    from jaxllm.host_memory import give_back_freed_memory, keep_freed_memory_on_cpu
-    from jaxllm.models.config import ModelConfig
-    from jaxllm.models.families import architecture
+    from jaxllm.host_memory import give_back_freed_memory
     from jaxllm.models.lora import LoraConfig, init_pairs, trained_pattern
     from jaxllm.models.transformer import SHARDING_RULES, init_params
-    from jaxllm.objectives.cross_entropy import CrossEntropyConfig
-    from jaxllm.objectives.next_token import next_token
-    from jaxllm.sharding.mesh import MeshConfig, make_mesh
-    from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
-    from jaxllm.training.step import init_state, jit_step, make_train_step, state_shapes
+    from jaxllm.training.step import init_state, jit_step, state_shapes
 
-    keep_freed_memory_on_cpu()
-    config = ModelConfig(layers=LAYERS, width=WIDTH, heads=HEADS, mlp_width=MLP)
-    model = architecture(config, VOCAB)
-    optimizer = make_optimizer(OptimizerConfig())
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    step = make_train_step(
-        next_token(model, CrossEntropyConfig()),
-        optimizer,
-        learning_rate_schedule(OptimizerConfig(), steps=1000),
-        micro_batches=1,
-        seed=0,
-    )
+    model, optimizer, mesh, step = jaxllm_training()
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (BATCH, SEQ)), jnp.int32)
     batch = {
         "tokens": tokens,

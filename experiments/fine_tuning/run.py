@@ -56,11 +56,11 @@ LANGUAGES = {
 }
 UNTRAINED = ("steps=1", "optimizer.learning_rate=1e-9")
 """One step that changes nothing, and then the evaluation."""
-_MLP_AND_SOME = "embedding|.*(query|value)/kernel|.*mlp/.*/kernel"
+_WITH_VOCABULARY = "embedding|.*(query|value)/kernel|.*mlp/.*/kernel"
 WAYS: dict[str, tuple[str, ...]] = {
     "full": (),
     "pairs": ("lora.rank=8",),
-    "vocabulary": ("lora.rank=8", f"lora.pattern={_MLP_AND_SOME}"),
+    "vocabulary": ("lora.rank=8", f"lora.pattern={_WITH_VOCABULARY}"),
 }
 """All parameters; pairs beside all matrices of attention and MLP; pairs beside the vocabulary's
 too, and not beside keys and outputs of attention, so that they are as many."""
