@@ -51,10 +51,9 @@ def jaxllm_step(rank: int = 0) -> Step:
     import numpy as np
 
     from jaxllm import trees
-    from jaxllm.host_memory import give_back_freed_memory
     from jaxllm.models.lora import LoraConfig, init_pairs, trained_pattern
     from jaxllm.models.transformer import SHARDING_RULES, init_params
-    from jaxllm.training.step import init_state, jit_step, state_shapes
+    from jaxllm.training.step import init_state, jit_step, sparing_step, state_shapes
 
     model, optimizer, mesh, step = jaxllm_training()
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (BATCH, SEQ)), jnp.int32)
@@ -74,15 +73,16 @@ def jaxllm_step(rank: int = 0) -> Step:
         trained, frozen = trees.split(params, trained_pattern(".*", lora))
         shapes = state_shapes(jax.eval_shape(lambda: trained), optimizer, SHARDING_RULES, mesh)
         state = init_state(trained, optimizer, shapes)
-        compiled = jit_step(step, shapes, mesh).lower(state, frozen, batch).compile()
+        jitted = jit_step(step, shapes, mesh)
+        temporary = jitted.lower(state, frozen, batch).compile().memory_analysis()
     del params, trained
-    give_back_freed_memory()
-    temporary = compiled.memory_analysis().temp_size_in_bytes
-    print(f"temporaries of a step: {temporary / 1e6:.0f} MB", file=sys.stderr)
+    print(f"temporaries of a step: {temporary.temp_size_in_bytes / 1e6:.0f} MB", file=sys.stderr)
+    sparing = sparing_step(jitted)
 
     def run() -> None:
         nonlocal state
-        state, metrics = compiled(state, frozen, batch)
+        with jax.set_mesh(mesh):
+            state, metrics = sparing(state, frozen, batch)
         jax.block_until_ready((state, metrics))
 
     return run

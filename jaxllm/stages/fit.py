@@ -28,11 +28,11 @@ from jaxllm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxllm.training.recorder import Recorder
 from jaxllm.training.state import TrainState
 from jaxllm.training.step import (
-    compiled_first,
     init_state,
     jit_step,
     make_train_step,
     row_keys,
+    sparing_step,
     state_shapes,
 )
 from jaxllm.training.watchdog import Watchdog, waited_for
@@ -209,7 +209,7 @@ def _step_function(
         by_layer=layer_factors(config.optimizer.layer_decay, param_shapes),
         ema=config.train.ema,
     )
-    return compiled_first(jit_step(step, layout, mesh))
+    return sparing_step(jit_step(step, layout, mesh))
 
 
 def _diagnosis(

@@ -1,6 +1,7 @@
 """The train step: exact gradient accumulation, the update, and the guard against NaN."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,11 @@ TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, StepMetrics]
 
 # Folded into the key of a step where rows fold in their index: no batch has that many.
 _ROUNDING = 2**32 - 1
+
+# Temporaries, in bytes, of which a second place is not worth the moment, in seconds, that a step
+# waits for the first: one with as many takes at least fifty times as long.
+_LARGE = 64 * 2**20
+_UNTIL_FREED = 0.002
 
 
 def make_train_step(
@@ -167,23 +173,34 @@ def jit_step(train_step: TrainStep, shapes: TrainState, mesh: Mesh) -> Any:
     )
 
 
-def compiled_first(jitted: Any) -> TrainStep:
-    """A step of `jit_step`, which at its first call gives back what compiling took.
+def sparing_step(jitted: Any) -> TrainStep:
+    """A step of `jit_step` that holds no more of the host's memory than one step needs.
 
-    It is given back before a step takes its temporaries; else both would be held at once, and on a
-    CPU to the end of the run (`host_memory.py`).
+    What compiling took is given back before the first step takes its temporaries; else a CPU would
+    hold both to the end of the run (`host_memory.py`). On a CPU a step with large temporaries also
+    begins only when those of the step before are free, which XLA frees a moment after it has handed
+    out the results; else it would take a second place of that size, or a third. The caller's own
+    work between steps goes on meanwhile, as elsewhere.
     """
-    compiled = False
+    waits: bool | None = None
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        nonlocal compiled
-        if not compiled:
-            jitted.lower(state, frozen, batch).compile()  # remembered by `jitted`
+        nonlocal waits
+        if waits is None:
+            program = jitted.lower(state, frozen, batch).compile()  # remembered by `jitted`
             give_back_freed_memory()
-            compiled = True
+            waits = jax.default_backend() == "cpu" and _temporary_bytes(program) >= _LARGE
+        elif waits:
+            jax.block_until_ready(state.step)
+            time.sleep(_UNTIL_FREED)
         return jitted(state, frozen, batch)
 
     return step
+
+
+def _temporary_bytes(program: jax.stages.Compiled) -> int:
+    """Bytes of what a program makes for itself while it runs; 0 where the backend does not tell."""
+    return getattr(program.memory_analysis(), "temp_size_in_bytes", 0)
 
 
 def state_shapes(

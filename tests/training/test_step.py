@@ -1,5 +1,7 @@
 """The train step: split equals whole, and a step that is not finite changes nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,9 @@ from jaxllm.objectives.objective import Objective
 from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxllm.training.state import new_state
 from jaxllm.training.step import (
-    compiled_first,
     loss_and_gradients,
     make_train_step,
+    sparing_step,
     weighted_loss,
 )
 
@@ -211,8 +213,33 @@ def test_a_step_is_compiled_once_and_gives_back_what_that_took(state, batch, mon
 
     # Arrays of this test's own: those of a fixture may carry the mesh of another test.
     state, batch = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), (state, batch))
-    run = compiled_first(same)
+    run = sparing_step(same)
     for _ in range(2):
         run(state, {}, batch)
     jax.effects_barrier()
     assert events == ["traced", "given back", "run", "run"]
+
+
+@pytest.mark.parametrize(("large", "waits"), [(0, 2), (2**60, 0)])
+def test_a_step_begins_when_large_temporaries_of_the_one_before_are_free(
+    state, batch, monkeypatch, large, waits
+):
+    slept = []
+    monkeypatch.setattr("jaxllm.training.step._LARGE", large)
+    monkeypatch.setattr("jaxllm.training.step.time.sleep", slept.append)
+
+    @jax.jit
+    def slow(state, frozen, batch):
+        jax.debug.callback(lambda: done.append(len(slept)))
+        product = jnp.ones((400, 400)) @ jnp.full((400, 400), state.step / 7)
+        return dataclasses.replace(state, step=state.step + 1), {"loss": product.sum()}
+
+    done = []
+    state, batch = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), (state, batch))
+    run = sparing_step(slow)
+    for _ in range(3):
+        state, _ = run(state, {}, batch)
+    jax.effects_barrier()
+    assert len(slept) == waits
+    if waits:
+        assert done == [0, 1, 2]  # none had begun before the wait for the one before it
