@@ -9,7 +9,7 @@ import grain
 import jax
 import numpy as np
 
-from jaxllm.data.rows import RandomAccessRows, Row, TokenRows, empty_row
+from jaxllm.data.rows import RandomAccessRows, Row, TokenRows
 from jaxllm.errors import UserError
 
 Batch = dict[str, jax.Array]
@@ -112,7 +112,7 @@ class EvalBatches:
 
     def _row_or_empty(self, first: int, row: int) -> Row:
         index = self._stride * (first + row)
-        return self._rows[index] if index < len(self._rows) else empty_row(self._rows.seq_len)
+        return self._rows[index] if index < len(self._rows) else self._rows.empty()
 
 
 def _rows_sharding(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:

@@ -49,31 +49,45 @@ class ConversationReader:
         messages = self._messages(fields)
         if messages is None:
             passages = text_passages(record, marked, clean)
-            return [Passage(_json({"text": text}), group) for text, group in passages]
-        cleaned = _checked([_cleaned(message, clean) for message in messages])
+            return [Passage(json_line({"text": text}), group) for text, group in passages]
+        cleaned = checked_messages([cleaned_message(message, clean) for message in messages])
         tools = _tools(fields.get("tools"))
         conversation = {"messages": cleaned} | ({"tools": tools} if tools else {})
-        return [Passage(_json(conversation), record.group or _question(cleaned))]
+        return [Passage(json_line(conversation), record.group or question_group(cleaned))]
 
     def _messages(self, fields: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """The messages as they were written; None of a record that holds a text alone."""
         if "messages" in fields:
-            return _listed(fields["messages"])
+            return listed_messages(fields["messages"])
         if "instruction" in fields and "output" in fields:
-            asked = [_text(fields, "instruction"), _text(fields, "input", "")]
-            return _exchange(self.joint.join(filter(None, asked)), _text(fields, "output"))
+            return _exchange(instruction(fields, self.joint), text_field(fields, "output"))
         if "prompt" in fields and "response" in fields:
-            return _exchange(_text(fields, "prompt"), _text(fields, "response"))
+            return _exchange(text_field(fields, "prompt"), text_field(fields, "response"))
         if "text" in fields:
             return None
         raise ValueError(f"no {_FORMS} (it has {', '.join(map(str, fields)) or 'no field'})")
+
+
+def instruction(fields: Mapping[str, Any], joint: str) -> str:
+    """An instruction with its input, if there is one.
+
+    Raises:
+        ValueError: one of them is no text.
+    """
+    asked = [text_field(fields, "instruction"), text_field(fields, "input", "")]
+    return joint.join(filter(None, asked))
 
 
 def _exchange(asked: str, answer: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
 
 
-def _listed(messages: Any) -> list[dict[str, Any]]:
+def listed_messages(messages: Any) -> list[dict[str, Any]]:
+    """The messages of a record, each as a template reads it.
+
+    Raises:
+        ValueError: they are none; the message says why.
+    """
     if not isinstance(messages, list) or not messages:
         raise ValueError("`messages` is no list of messages, or an empty one")
     return [_message(message, place) for place, message in enumerate(messages)]
@@ -92,7 +106,7 @@ def _message(message: Any, place: int) -> dict[str, Any]:
         if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
             raise ValueError(f"{where}.tool_calls is no list of objects")
         given = {"content": ""} | given
-    content = _text(given, "content", where=f"{where}.")
+    content = text_field(given, "content", where=f"{where}.")
     if role == "tool_call":
         return {"role": "assistant", "content": "", "tool_calls": [_call(content, where)]}
     return {**given, "role": role, "content": content}
@@ -124,7 +138,20 @@ def _tools(tools: Any) -> list[Any]:
     return tools
 
 
-def _text(fields: Mapping[str, Any], name: str, default: str | None = None, where: str = "") -> str:
+def text_field(
+    fields: Mapping[str, Any], name: str, default: str | None = None, where: str = ""
+) -> str:
+    """The text of a field.
+
+    Args:
+        fields: of a record, or a message.
+        name: of the field.
+        default: for one that is missing, or null; None: it must be there.
+        where: what stands before the name in messages.
+
+    Raises:
+        ValueError: it is missing, or no text.
+    """
     value = fields.get(name)
     value = default if value is None else value
     if not isinstance(value, str):
@@ -137,13 +164,14 @@ def _text(fields: Mapping[str, Any], name: str, default: str | None = None, wher
     return value
 
 
-def _cleaned(message: dict[str, Any], clean: Cleaner) -> dict[str, Any]:
+def cleaned_message(message: dict[str, Any], clean: Cleaner) -> dict[str, Any]:
+    """The message with a cleaned text; with none, if nothing is left of it."""
     if message["content"]:
         message = message | {"content": clean(message["content"]) or ""}
     return message
 
 
-def _checked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def checked_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The conversation up to its last answer.
 
     Raises:
@@ -166,13 +194,18 @@ def _checked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return messages[:last]
 
 
-def _question(messages: list[dict[str, Any]]) -> str:
+def question_group(messages: list[dict[str, Any]]) -> str:
     """The group of conversations in which the same is asked first."""
     asked = next(message["content"] for message in messages if message["role"] == "user")
     return hashlib.blake2b(asked.encode(), digest_size=16, key=b"question").hexdigest()
 
 
-def _json(value: Mapping[str, Any]) -> str:
+def json_line(value: Mapping[str, Any]) -> str:
+    """What is read of a record, as a line of JSON.
+
+    Raises:
+        ValueError: it cannot be written as such.
+    """
     _check_depth(value, _DEEPEST)
     try:
         text = json.dumps(value, ensure_ascii=False)

@@ -120,6 +120,8 @@ class Examples:
         )
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
+    gives_parts = False
+
     @property
     def ids_below(self) -> int:
         """See `store.Encoder`."""

@@ -356,6 +356,8 @@ class LabelledTexts:
         )
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
+    gives_parts = False
+
     @property
     def ids_below(self) -> int:
         """See `store.Encoder`."""

@@ -19,10 +19,12 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from jaxllm.data.rows import PackedRows, Row, ShardedRows, TokenRows, empty_row
 from jaxllm.data.store import Offsets, Tokens, TokenStore
@@ -35,10 +37,17 @@ _PLAN = "plan.json"
 
 Pieces = Int64[np.ndarray, "pieces 2"]
 Bounds = Int64[np.ndarray, " rows_and_end"]
+Places = Int64[np.ndarray, " pieces"]
+OfParts = Float32[np.ndarray, " parts"]
+"""A number for each part of a shard's documents."""
 
 
 def packed_rows(
-    store: TokenStore, packing: str, seq_len: int, document_mask: bool = True
+    store: TokenStore,
+    packing: str,
+    seq_len: int,
+    document_mask: bool = True,
+    of_parts: Mapping[str, Sequence[OfParts]] = MappingProxyType({}),
 ) -> TokenRows:
     """The rows of a store; a plan that is needed is made, or opened if it was made before.
 
@@ -47,19 +56,19 @@ def packed_rows(
         packing: one of `PACKINGS`.
         seq_len: tokens in a row.
         document_mask: False makes a row one segment, with positions running through it.
+        of_parts: more that rows are to tell of the parts of documents: for each name the numbers
+            of each shard's parts.
     """
     if packing == "concat":
         assert not store.masked, "examples are not cut"
         return PackedRows(store, seq_len, document_mask)
     folder = store.path / f"{packing}_{seq_len}"
-    planned = _planned_rows(store, folder, seq_len, document_mask)
-    if planned is None:
+    if not _is_planned(store, folder):
         with locked(store.path):
             # Another process may have made it while this one waited.
-            planned = _planned_rows(store, folder, seq_len, document_mask)
-            if planned is None:
+            if not _is_planned(store, folder):
                 _write_plan(folder, store, packing, seq_len)
-    return planned or PlannedRows(store, folder, seq_len, document_mask)
+    return PlannedRows(store, folder, seq_len, document_mask, of_parts)
 
 
 class PlannedRows(ShardedRows):
@@ -69,13 +78,28 @@ class PlannedRows(ShardedRows):
     the last are inputs, and all but the first are targets, so the token that closes a document
     takes no place. Over all rows every token of the store but the first of each document is a
     target exactly once. Its weight is 1, but 0 where a masked store says that it is not trained.
+
+    Where documents have parts, these are the segments, each with positions of its own, and a row
+    has more arrays: `ranking_ids` int32, 1, 2, … for its documents in order, 0 at padding;
+    `scores` float32, at each token that of its part; and those of `of_parts`, by their names, with
+    the value of a part at its last token and 0 elsewhere.
     """
 
     def __init__(
-        self, store: TokenStore, folder: Path, seq_len: int, document_mask: bool = True
+        self,
+        store: TokenStore,
+        folder: Path,
+        seq_len: int,
+        document_mask: bool = True,
+        of_parts: Mapping[str, Sequence[OfParts]] = MappingProxyType({}),
     ) -> None:
         """Opens the shards of `store` and the plan in `folder`."""
         self._document_mask = document_mask
+        self._parts = [
+            (store.parts(number).view(np.ndarray), store.scores(number).view(np.ndarray))
+            for number in range(len(store.shards) if store.most_parts else 0)
+        ]
+        self._of_parts = of_parts
         self._trained = [
             store.trained(number).view(np.ndarray) if store.masked else None
             for number in range(len(store.shards))
@@ -104,17 +128,45 @@ class PlannedRows(ShardedRows):
         # Counts from 0 in each piece.
         within = np.arange(size) - np.repeat(ends - lengths, lengths)
         places = np.repeat(begins, lengths) + within
-        row = empty_row(self.seq_len)
+        row = self.empty()
         row["tokens"][:size] = tokens[places]
         row["targets"][:size] = tokens[places + 1]
         trained = self._trained[shard]
         row["loss_weights"][:size] = 1 if trained is None else trained[places + 1]
-        if self._document_mask:
+        if self._parts:
+            self._fill_parts(row, shard, begins, lengths)
+        elif self._document_mask:
             row["segment_ids"][:size] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
             row["positions"][:size] = within
         else:
             row["segment_ids"][:size] = 1
             row["positions"][:size] = np.arange(size)
+        return row
+
+    def _fill_parts(self, row: Row, shard: int, begins: Places, lengths: Places) -> None:
+        """Sets what follows from the parts of the documents that begin at `begins`."""
+        starts, scores = self._parts[shard]
+        first, end = np.searchsorted(starts, begins), np.searchsorted(starts, begins + lengths)
+        counts = end - first
+        parts = np.concatenate([np.arange(*span) for span in zip(first, end, strict=True)])
+        ranking = np.repeat(np.arange(len(counts)), counts)
+        # Where each part starts in the row, which has its documents end to end.
+        places = starts[parts] - begins[ranking] + (np.cumsum(lengths) - lengths)[ranking]
+        size = int(lengths.sum())
+        sizes = np.diff(places, append=size)
+        row["segment_ids"][:size] = np.repeat(np.arange(1, len(parts) + 1), sizes)
+        row["positions"][:size] = np.arange(size) - np.repeat(places, sizes)
+        row["ranking_ids"][:size] = np.repeat(ranking + 1, sizes)
+        row["scores"][:size] = np.repeat(scores[parts], sizes)
+        for name, of_shards in self._of_parts.items():
+            row[name][places + sizes - 1] = of_shards[shard][parts]
+
+    def empty(self) -> Row:
+        row = empty_row(self.seq_len)
+        if self._parts:
+            row["ranking_ids"] = np.zeros(self.seq_len, np.int32)
+            for name in ("scores", *self._of_parts):
+                row[name] = np.zeros(self.seq_len, np.float32)
         return row
 
 
@@ -159,16 +211,16 @@ def best_fit(lengths: Int64[np.ndarray, " pieces"], capacity: int) -> list[list[
     return rows
 
 
-def _planned_rows(
-    store: TokenStore, folder: Path, seq_len: int, document_mask: bool
-) -> PlannedRows | None:
-    """The rows of the plan in `folder`, if it is a whole one of this store."""
+def _is_planned(store: TokenStore, folder: Path) -> bool:
+    """Whether there is a plan of this store in `folder`, all of which can be read."""
     try:
-        if json.loads((folder / _PLAN).read_text()) == _stamp(store):
-            return PlannedRows(store, folder, seq_len, document_mask)
+        found = json.loads((folder / _PLAN).read_text()) == _stamp(store)
+        for number in range(len(store.shards) if found else 0):
+            _load(folder / f"pieces_{number:05d}.npy")
+            _load(folder / f"rows_{number:05d}.npy")
     except (OSError, EOFError, ValueError):  # no plan, or a damaged one
-        pass
-    return None
+        return False
+    return found
 
 
 def _write_plan(folder: Path, store: TokenStore, packing: str, seq_len: int) -> None:

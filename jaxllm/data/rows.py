@@ -37,6 +37,10 @@ class TokenRows(RandomAccessRows, Protocol):
         """Share of all places that hold a token with a target, rather than padding; 0 to 1."""
         ...
 
+    def empty(self) -> Row:
+        """A row of padding alone, with the arrays that rows have: zero everywhere."""
+        ...
+
 
 class ChainedRows:
     """The rows of several sources, one after another."""
@@ -68,6 +72,9 @@ class ShardedRows:
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    def empty(self) -> Row:
+        return empty_row(self.seq_len)
 
     def _find(self, index: int) -> tuple[int, int]:
         """The shard of a row, and the row's number in it."""

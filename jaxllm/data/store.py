@@ -5,6 +5,8 @@ A store is a folder:
     tokens_00000.npy    uint16 (vocabulary up to 65,536) or uint32: documents end to end
     offsets_00000.npy   int64: where each document starts in the shard, and the shard's length
     trained_00000.npy   bool, only where not all is learnt: which tokens a model is to predict
+    parts_00000.npy     int64, only where documents have parts: where each part starts
+    scores_00000.npy    float32, beside it: how good each part is
     manifest.json       format version, fingerprint, vocabulary, dtype, and each shard's counts
 
 A document of text is `bos`, its tokens, `eos`. Shards end at a document.
@@ -13,16 +15,17 @@ A document of text is `bos`, its tokens, `eos`. Shards end at a document.
 import array
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol, runtime_checkable
+from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt16, UInt32
+from jaxtyping import Bool, Float32, Int64, UInt16, UInt32
 
 from jaxllm.errors import UserError
 from jaxllm.tokenizers.tokenizer import Tokenizer
@@ -35,6 +38,16 @@ _BATCH_BYTES = 4 << 20  # of text, tokenised at once: enough to keep all cores b
 Tokens = UInt16[np.ndarray, " tokens"] | UInt32[np.ndarray, " tokens"]
 Offsets = Int64[np.ndarray, " documents_and_end"]
 Trained = Bool[np.ndarray, " tokens"]
+Scores = Float32[np.ndarray, " parts"]
+
+
+class Part(NamedTuple):
+    """A part of a document, which sees none of the others: one of several responses."""
+
+    length: int
+    """In tokens."""
+    score: float
+    """How good it is, beside the others."""
 
 
 class Encoded(NamedTuple):
@@ -45,6 +58,8 @@ class Encoded(NamedTuple):
     """Which of them are to be predicted; None: all but the first."""
     truncated: bool = False
     """Whether its end, or that of a part of it, was cut off."""
+    parts: Sequence[Part] = ()
+    """End to end, of all tokens but the last; none: the document is one."""
 
 
 @runtime_checkable
@@ -59,6 +74,11 @@ class Encoder(Protocol):
     @property
     def ids_below(self) -> int:
         """More than any id that it gives."""
+        ...
+
+    @property
+    def gives_parts(self) -> bool:
+        """Whether the documents that it gives have parts."""
         ...
 
     def __call__(self, texts: Sequence[str], workers: int) -> list[Encoded | None]:
@@ -98,6 +118,8 @@ class TokenStore:
     """Documents whose end was cut off."""
     dropped: int = 0
     """Documents that are not there, having nothing to be learnt."""
+    most_parts: int = 0
+    """Parts of a document at most; 0: documents have none."""
 
     @property
     def num_predicted(self) -> int:
@@ -130,6 +152,14 @@ class TokenStore:
     def trained(self, shard: int) -> Trained:
         """Memory map of which tokens of a shard are to be predicted; of a masked store."""
         return np.load(self.path / f"trained_{shard:05d}.npy", mmap_mode="r")
+
+    def parts(self, shard: int) -> Offsets:
+        """Memory map of where the parts of a shard's documents start; of a store that has any."""
+        return np.load(self.path / f"parts_{shard:05d}.npy", mmap_mode="r")
+
+    def scores(self, shard: int) -> Scores:
+        """Memory map of how good each part is."""
+        return np.load(self.path / f"scores_{shard:05d}.npy", mmap_mode="r")
 
     @classmethod
     def open(cls, path: str | Path) -> "TokenStore":
@@ -164,6 +194,8 @@ class TokenStore:
                 raise ValueError(f"shard {number} holds {tokens.dtype}, not {self.dtype}")
             if self.masked and len(self.trained(number)) != counts.tokens:
                 raise ValueError(f"shard {number} does not say of each token if it is trained")
+            if self.most_parts and len(self.parts(number)) != len(self.scores(number)):
+                raise ValueError(f"shard {number} does not say of each part how good it is")
 
 
 def write_stores(
@@ -201,10 +233,12 @@ def write_stores(
     shutil.rmtree(unfinished, ignore_errors=True)
     ids = encoder.ids_below if encoder else tokenizer.vocab_size
     dtype = np.dtype(np.uint16 if ids <= 1 << 16 else np.uint32)
-    masked = encoder is not None
-    writers = {
-        name: _ShardWriter(unfinished / name, dtype, tokens_per_shard, masked) for name in names
-    }
+    kinds = {"tokens": dtype}
+    if encoder:
+        kinds["trained"] = np.dtype(bool)
+    if encoder and encoder.gives_parts:
+        kinds |= {"parts": np.dtype(np.int64), "scores": np.dtype(np.float32)}
+    writers = {name: _ShardWriter(unfinished / name, kinds, tokens_per_shard) for name in names}
     encode = encoder or functools.partial(_whole_texts, tokenizer)
     bytes_done = 0
     for batch, encoded in _encoded(_batches(texts), encode, workers):
@@ -267,16 +301,17 @@ class _ShardWriter:
     Tokens are on disk as soon as they are added; kept are the places of documents, 8 bytes each.
     """
 
-    def __init__(self, directory: Path, dtype: np.dtype, tokens_per_shard: int, masked: bool):
+    def __init__(self, directory: Path, dtypes: Mapping[str, np.dtype], tokens_per_shard: int):
         directory.mkdir(parents=True)
         self._shards: list[ShardCounts] = []
         self._directory = directory
-        self._dtypes = {"tokens": dtype} | ({"trained": np.dtype(bool)} if masked else {})
+        self._dtypes = dtypes
         self._tokens_per_shard = tokens_per_shard
         self._files: dict[str, IO[bytes]] = {}
+        self._lengths = dict.fromkeys(dtypes, 0)
         self._offsets = array.array("q", [0])
         self._bytes = 0
-        self._trained = self._truncated = self._dropped = 0
+        self._trained = self._truncated = self._dropped = self._most_parts = 0
 
     def add(self, document: Encoded | None, num_bytes: int) -> None:
         if document is None:
@@ -289,13 +324,20 @@ class _ShardWriter:
                 self._write_header(self._files[name], dtype, 0)
         self._truncated += document.truncated
         size = len(document.ids)
-        self._files["tokens"].write(np.array(document.ids, self._dtypes["tokens"]).tobytes())
+        self._write("tokens", document.ids)
         if "trained" in self._dtypes:
             trained = (
                 [False] + [True] * (size - 1) if document.trained is None else document.trained
             )
             self._trained += sum(trained[1:])  # nothing comes before the first, to predict it from
-            self._files["trained"].write(np.array(trained, bool).tobytes())
+            self._write("trained", trained)
+        if "parts" in self._dtypes:
+            lengths = [part.length for part in document.parts]
+            assert sum(lengths) == size - 1, "parts are all of a document but its last token"
+            starts = itertools.accumulate(lengths[:-1], initial=self._offsets[-1])
+            self._write("parts", list(starts))
+            self._write("scores", [part.score for part in document.parts])
+            self._most_parts = max(self._most_parts, len(lengths))
         self._offsets.append(self._offsets[-1] + size)
         self._bytes += num_bytes
         if self._offsets[-1] >= self._tokens_per_shard:
@@ -319,21 +361,28 @@ class _ShardWriter:
                 "truncated": self._truncated,
                 "dropped": self._dropped,
             }
+        if "parts" in self._dtypes:
+            manifest["most_parts"] = self._most_parts
         (self._directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
     def _finish_shard(self) -> None:
         offsets = np.array(self._offsets, np.int64)
         for name, file in self._files.items():
             file.seek(0)
-            self._write_header(file, self._dtypes[name], int(offsets[-1]))
+            self._write_header(file, self._dtypes[name], self._lengths[name])
             file.close()
         np.save(self._directory / f"offsets_{len(self._shards):05d}.npy", offsets)
         counts = ShardCounts(int(offsets[-1]), len(offsets) - 1, self._bytes)
         self._shards.append(counts)
         self._files, self._offsets, self._bytes = {}, array.array("q", [0]), 0
+        self._lengths = dict.fromkeys(self._dtypes, 0)
 
-    def _write_header(self, file: IO[bytes], dtype: np.dtype, tokens: int) -> None:
+    def _write(self, name: str, values: Sequence[Any]) -> None:
+        self._files[name].write(np.array(values, self._dtypes[name]).tobytes())
+        self._lengths[name] += len(values)
+
+    def _write_header(self, file: IO[bytes], dtype: np.dtype, length: int) -> None:
         # A header leaves room for any length, so that it can be written over.
         layout = np.lib.format.dtype_to_descr(dtype)
-        header = {"descr": layout, "fortran_order": False, "shape": (tokens,)}
+        header = {"descr": layout, "fortran_order": False, "shape": (length,)}
         np.lib.format.write_array_header_1_0(file, header)

@@ -1,0 +1,217 @@
+"""Preferences: records of every form, what is refused, and how rankings lie in rows."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxllm.data.cleaning import Cleaner, CleaningConfig
+from jaxllm.data.packing import packed_rows
+from jaxllm.data.preferences import (
+    PreferenceReader,
+    Preferences,
+    ResponseIds,
+    fitted_responses,
+    response_ids,
+)
+from jaxllm.data.records import Record
+from jaxllm.data.store import TokenStore, write_stores
+from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer
+from jaxllm.tokenizers.chat_template import chat_template
+
+USER = {"role": "user", "content": "q"}
+PAIR = {"chosen": "good", "rejected": "bad"}
+
+
+def read(fields, **options):
+    reader = PreferenceReader("", **options)
+    (passage,) = reader(Record(fields, "some/pairs.jsonl", 1), False, Cleaner(CleaningConfig()))
+    return json.loads(passage.text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({"prompt": "q"}, "q"),
+        ({"instruction": "q", "input": " of"}, "q of"),
+        ({"instruction": "q", "input": "", "prompt": "ignored"}, "q"),
+        ({"messages": [USER]}, "q"),
+        ({"prompt": [USER]}, "q"),
+    ],
+)
+def test_forms_of_what_is_asked(fields, asked):
+    found = read(fields | PAIR)
+    assert found["messages"] == [{"role": "user", "content": asked}]
+    assert found["responses"] == ["good", "bad"]
+    assert found["scores"] == [1, 0]
+    assert found["source"] == "pairs.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("fields", "responses", "scores"),
+    [
+        ({"responses": ["a", "b", "c"]}, ["a", "b", "c"], [2, 1, 0]),
+        ({"responses": ["a", "b", "c"], "scores": [1, 9.5, 1]}, ["a", "b", "c"], [1, 9.5, 1]),
+        (PAIR | {"margin": 0.25}, ["good", "bad"], [0.25, 0]),
+        (
+            {"chosen": [{"role": "assistant", "content": "a"}], "rejected": "b"},
+            ["a", "b"],
+            [1, 0],
+        ),
+    ],
+)
+def test_forms_of_responses(fields, responses, scores):
+    found = read({"prompt": "q"} | fields)
+    assert (found["responses"], found["scores"]) == (responses, scores)
+
+
+def test_a_source_may_be_named():
+    assert read({"prompt": "q", "source": "forum"} | PAIR)["source"] == "forum"
+
+
+def test_one_response_with_a_label():
+    for label in (True, 1):
+        found = read({"prompt": "q", "response": "a", "label": label}, unpaired=True)
+        assert (found["responses"], found["scores"]) == (["a"], [1])
+    assert read({"prompt": "q", "completion": "a", "label": False}, unpaired=True)["scores"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "`chosen` and `rejected` are the same"),
+        ({"prompt": "q", "chosen": "a", "rejected": " "}, "`rejected` is empty"),
+        ({"prompt": "q", "chosen": None, "rejected": "b"}, "`chosen` is missing"),
+        ({"prompt": "q", "chosen": "a"}, "no `chosen` and `rejected`, or `responses`"),
+        ({"prompt": "q", "responses": ["a"]}, "`responses` holds 1; a ranking has at least two"),
+        ({"prompt": "q", "responses": ["a", "b", "a"]}, r"`responses\[0\]` and `responses\[2\]`"),
+        ({"prompt": "q", "responses": "ab"}, "`responses` is no list"),
+        ({"prompt": "q", "responses": ["a", 3]}, r"`responses\[1\]` is not a string but int"),
+        ({"prompt": "q", "responses": ["a", "b"], "scores": [1]}, "`scores` is no list of 2"),
+        ({"prompt": "q", "responses": ["a", "b"], "scores": [1, "x"]}, "`scores.1.` is no number"),
+        ({"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]}, "all the same"),
+        ({"prompt": "q", "responses": ["a", "b"], "scores": [1, float("nan")]}, "is no number"),
+        ({"prompt": "q", "margin": -1} | PAIR, "`margin` is -1"),
+        ({"prompt": "q", "margin": True} | PAIR, "`margin` is no number"),
+        ({"prompt": ""} | PAIR, "empty message"),
+        (PAIR, "no `prompt`, `messages`, or `instruction`"),
+        ({"messages": [{"role": "assistant", "content": "a"}]} | PAIR, "begins with assistant"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "a"}]} | PAIR,
+            "ends with an answer",
+        ),
+        ({"messages": [{"role": "nobody", "content": "a"}]} | PAIR, "role is unknown"),
+        ({"prompt": "q", "chosen": [USER], "rejected": "b"}, "is said by user"),
+        ({"prompt": "q", "chosen": [USER, USER], "rejected": "b"}, "holds 2 messages"),
+        ({"prompt": "q", "chosen": "\ud800", "rejected": "b"}, "lone surrogate"),
+    ],
+)
+def test_bad_records(fields, message):
+    with pytest.raises(ValueError, match=message):
+        read(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": "q", "response": "a"}, "`response` and `label`"),
+        ({"prompt": "q", "response": "a", "label": "yes"}, "'yes' is neither true nor false"),
+    ],
+)
+def test_bad_labels(fields, message):
+    with pytest.raises(ValueError, match=message):
+        read(fields, unpaired=True)
+
+
+@pytest.mark.parametrize(
+    ("named", "written"),
+    [
+        ("bos_separated", ["hi<s>yo</s>q?", "<s>good</s>"]),
+        (
+            "chatml",
+            [
+                "<s><|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n"
+                "<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\n",
+                "good<|im_end|>",
+            ],
+        ),
+    ],
+)
+def test_a_response_begins_where_the_model_is_to_write(named, written):
+    tokenizer = ByteTokenizer()
+    answer = {"role": "assistant", "content": "yo"}
+    asked = [USER | {"content": "hi"}, answer, USER | {"content": "q?"}]
+    template = chat_template(tokenizer, named)
+    (found,) = response_ids(template, asked, ["good"])
+    assert [tokenizer.decode(ids, skip_special_tokens=False) for ids in found] == written
+
+
+def test_a_long_prompt_loses_its_beginning_and_responses_only_then_their_ends():
+    found = [ResponseIds(range(10), [20, 21, 22]), ResponseIds(range(10), [30])]
+    assert fitted_responses(found, 24) == found
+    one, other = fitted_responses(found, 20)
+    assert (list(one.prompt), list(other.prompt)) == ([2, 3, 4, 5, 6, 7, 8, 9],) * 2
+    assert (one.response, other.response) == ([20, 21, 22], [30])
+    one, other = fitted_responses(found, 5)
+    assert (list(one.prompt), list(other.prompt)) == ([9], [9])
+    assert (one.response, other.response) == ([20], [30])
+    for places in range(4, 24):
+        fitted = fitted_responses(found, places)
+        assert sum(len(part) for each in fitted for part in each) <= places
+
+
+RANKINGS = [("ask", ["good", "worse", "bad"]), ("q", ["ab", "cdefg"]), ("why not", ["x", "yz"])]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    template = chat_template(ByteTokenizer(), "bos_separated")
+    encoder = Preferences(template, 40)
+    texts = [
+        json.dumps({**read({"prompt": prompt, "responses": responses})})
+        for prompt, responses in RANKINGS
+    ]
+    named = [("all", text) for text in texts]
+    folder = tmp_path_factory.mktemp("stores") / "store"
+    return write_stores(folder, ["all"], named, template.tokenizer, "", encoder=encoder)["all"]
+
+
+@pytest.mark.parametrize("packing", ["none", "best_fit"])
+def test_rankings_lie_whole_in_rows(store, packing):
+    assert (store.most_parts, store.num_documents, store.truncated) == (3, 3, 0)
+    assert TokenStore.open(store.path) == store
+    tokenizer = ByteTokenizer()
+    values = [np.arange(1, 8, dtype=np.float32)]
+    rows = packed_rows(store, packing, 40, of_parts={"reference_log_probs": values})
+    found, ends = [], []
+    for row in (rows[number] for number in range(len(rows))):
+        for ranking in range(1, row["ranking_ids"].max() + 1):
+            inside = row["ranking_ids"] == ranking
+            segments = dict.fromkeys(row["segment_ids"][inside].tolist())
+            responses = []
+            for segment in segments:
+                places = np.flatnonzero(row["segment_ids"] == segment)
+                assert row["positions"][places].tolist() == list(range(len(places)))
+                assert len(set(row["scores"][places])) == 1
+                learnt = row["targets"][places][row["loss_weights"][places] > 0]
+                responses.append(tokenizer.decode(learnt.tolist()))
+                whole = tokenizer.decode(row["tokens"][places].tolist(), skip_special_tokens=False)
+                assert whole.endswith("</s>")  # what closes a response is read too
+                assert np.count_nonzero(row["reference_log_probs"][places]) == 1
+                ends.append(row["reference_log_probs"][places[-1]])
+            scores = [row["scores"][row["segment_ids"] == segment][0] for segment in segments]
+            assert scores == sorted(scores, reverse=True)
+            found.append(responses)
+        padding = row["segment_ids"] == 0
+        assert not any(row[name][padding].any() for name in row)
+    assert sorted(found) == sorted(responses for _, responses in RANKINGS)
+    assert sorted(ends) == list(range(1, 8))
+    empty = rows.empty()
+    assert {name: a.dtype for name, a in empty.items()} == {n: a.dtype for n, a in row.items()}
+    assert not any(array.any() for array in empty.values())
+
+
+def test_responses_that_become_the_same_when_cut_are_left_out():
+    encoder = Preferences(chat_template(ByteTokenizer(), "bos_separated"), 10)
+    (found,) = encoder([json.dumps(read({"prompt": "q", "responses": ["same end", "same and"]}))])
+    assert found is None
