@@ -33,6 +33,8 @@ STAGES = {
     "pretrain": ("jaxllm.stages.pretrain", "PretrainConfig"),
     "sft": ("jaxllm.stages.sft", "SftConfig"),
     "classify": ("jaxllm.stages.classify", "ClassifyConfig"),
+    "reward": ("jaxllm.stages.reward", "RewardConfig"),
+    "dpo": ("jaxllm.stages.dpo", "DpoConfig"),
     "score": ("jaxllm.stages.score", "ScoreConfig"),
     "generate": ("jaxllm.stages.generate", "GenerateConfig"),
     "chat": ("jaxllm.stages.chat", "ChatConfig"),

@@ -53,6 +53,10 @@ class RunDirectory:
         return self.path / "classes.json"
 
     @property
+    def rewards(self) -> Path:
+        return self.path / "rewards.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

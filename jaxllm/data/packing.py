@@ -40,6 +40,8 @@ Bounds = Int64[np.ndarray, " rows_and_end"]
 Places = Int64[np.ndarray, " pieces"]
 OfParts = Float32[np.ndarray, " parts"]
 """A number for each part of a shard's documents."""
+NOTHING: Mapping[str, Sequence[OfParts]] = MappingProxyType({})
+"""No such numbers."""
 
 
 def packed_rows(
@@ -47,7 +49,7 @@ def packed_rows(
     packing: str,
     seq_len: int,
     document_mask: bool = True,
-    of_parts: Mapping[str, Sequence[OfParts]] = MappingProxyType({}),
+    of_parts: Mapping[str, Sequence[OfParts]] = NOTHING,
 ) -> TokenRows:
     """The rows of a store; a plan that is needed is made, or opened if it was made before.
 
@@ -91,7 +93,7 @@ class PlannedRows(ShardedRows):
         folder: Path,
         seq_len: int,
         document_mask: bool = True,
-        of_parts: Mapping[str, Sequence[OfParts]] = MappingProxyType({}),
+        of_parts: Mapping[str, Sequence[OfParts]] = NOTHING,
     ) -> None:
         """Opens the shards of `store` and the plan in `folder`."""
         self._document_mask = document_mask
@@ -160,6 +162,16 @@ class PlannedRows(ShardedRows):
         row["scores"][:size] = np.repeat(scores[parts], sizes)
         for name, of_shards in self._of_parts.items():
             row[name][places + sizes - 1] = of_shards[shard][parts]
+
+    def parts_of(self, index: int) -> tuple[int, Places]:
+        """The shard of a row, and which of the shard's parts are the row's segments, in order."""
+        shard, number = self._find(index)
+        _, pieces, bounds = self._shards[shard]
+        begins, lengths = pieces[bounds[number] : bounds[number + 1]].T
+        starts, _ = self._parts[shard]
+        first, end = np.searchsorted(starts, begins), np.searchsorted(starts, begins + lengths)
+        spans = zip(first, end, strict=True)
+        return shard, np.concatenate([np.arange(*span) for span in spans])
 
     def empty(self) -> Row:
         row = empty_row(self.seq_len)

@@ -28,8 +28,11 @@ from jaxllm.data.conversations import (
 )
 from jaxllm.data.documents import Passage
 from jaxllm.data.records import Record
+from jaxllm.data.selection import SplitDocuments
 from jaxllm.data.store import Encoded, Part
+from jaxllm.tokenizers.builtin_templates import BUILTIN_TEMPLATES
 from jaxllm.tokenizers.chat_template import ChatTemplate, Message
+from jaxllm.tokenizers.tokenizer import Tokenizer
 
 PREFERENCES_VERSION = 1
 """Changes when the same record may become other tokens."""
@@ -178,6 +181,26 @@ def _check_different(named: Mapping[str, str]) -> None:
         if text in by_text:
             raise ValueError(f"`{by_text[text]}` and `{name}` are the same")
         by_text[text] = name
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceKind:
+    """Preferences, laid out by the template that the model speaks by (`corpus.DocumentKind`)."""
+
+    template: ChatTemplate
+    unpaired: bool = False
+    """See `PreferenceReader`."""
+
+    @property
+    def reader(self) -> PreferenceReader:
+        """What a record is read as."""
+        joint = "" if self.template.source == BUILTIN_TEMPLATES["bos_separated"][0] else "\n"
+        return PreferenceReader(joint, self.unpaired)
+
+    def encoder(self, tokenizer: Tokenizer, seq_len: int, split: SplitDocuments) -> "Preferences":
+        """What makes tokens of rankings for rows of `seq_len` places."""
+        del split
+        return Preferences(dataclasses.replace(self.template, tokenizer=tokenizer), seq_len)
 
 
 class ResponseIds(NamedTuple):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float64
@@ -9,8 +10,9 @@ from jaxtyping import Float64
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus
 from jaxllm.data.mixture import Mixture, mix, rows_in_epochs
-from jaxllm.data.packing import packed_rows
+from jaxllm.data.packing import NOTHING, OfParts, packed_rows
 from jaxllm.data.rows import TokenRows
+from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
 
 
@@ -49,7 +51,13 @@ class TrainingRows:
         return scalars
 
 
-def training_rows(data: DataConfig, corpus: Corpus, seed: int, count: int) -> TrainingRows:
+def training_rows(
+    data: DataConfig,
+    corpus: Corpus,
+    seed: int,
+    count: int,
+    of_parts: Callable[[TokenStore], Mapping[str, Sequence[OfParts]]] = lambda store: NOTHING,
+) -> TrainingRows:
     """The rows of a corpus as training draws them.
 
     Args:
@@ -57,12 +65,14 @@ def training_rows(data: DataConfig, corpus: Corpus, seed: int, count: int) -> Tr
         corpus: the tokenised sources.
         seed: of the order of rows.
         count: how many will be drawn.
+        of_parts: what rows of a store are to tell more (`packed_rows`).
 
     Raises:
         UserError: a source has no full row, or the limits of epochs allow fewer rows than `count`.
     """
     sources = tuple(
-        packed_rows(store, data.packing, data.seq_len, data.document_mask) for store in corpus.train
+        packed_rows(store, data.packing, data.seq_len, data.document_mask, of_parts(store))
+        for store in corpus.train
     )
     for entry, store in zip(corpus.entries, corpus.train, strict=True):
         # Packed whole, a few short documents are what their reader wants; cut, they are a row

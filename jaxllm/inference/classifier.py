@@ -58,19 +58,9 @@ class Classifier:
         return [self._prediction(outputs) for outputs in self._outputs(texts)]
 
     def _outputs(self, texts: Sequence[str]) -> Iterator[Float32[np.ndarray, " outputs"]]:
-        for first in range(0, len(texts), self.batch_size):
-            encoded = self.tokenizer.encode_batch(list(texts[first : first + self.batch_size]))
-            rows = [text_tokens(self.tokenizer, ids, self.context) for ids in encoded]
-            # Few shapes, each compiled once: powers of two up to the context.
-            longest = max(_SHORTEST, *map(len, rows))
-            length = min(1 << (longest - 1).bit_length(), self.context)
-            tokens = np.zeros((self.batch_size, length), np.int32)
-            lengths = np.ones(self.batch_size, np.int32)
-            for place, row in enumerate(rows):
-                tokens[place, : len(row)] = row
-                lengths[place] = len(row)
-            found = _last_outputs(self.params, tokens, lengths, model=self.model)
-            yield from np.asarray(found)[: len(rows)]
+        encoded = self.tokenizer.encode_batch(list(texts))
+        rows = [text_tokens(self.tokenizer, ids, self.context) for ids in encoded]
+        return outputs_of(self.model, self.params, rows, self.context, self.batch_size)
 
     def _prediction(self, outputs: Float32[np.ndarray, " outputs"]) -> Prediction:
         labels = self.labels
@@ -128,6 +118,36 @@ def labels_config_of(run: RunDirectory) -> LabelsConfig:
     names = {field.name for field in dataclasses.fields(LabelsConfig)}
     own = {name: value for name, value in recorded.items() if name in names}
     return configuration.from_dict(LabelsConfig, own, "classify")
+
+
+def outputs_of(
+    model: TransformerConfig,
+    params: Params,
+    rows: Sequence[Sequence[int]],
+    context: int,
+    batch_size: int,
+) -> Iterator[Float32[np.ndarray, " outputs"]]:
+    """What the head gives at the last token of each row. The mesh must be set.
+
+    Args:
+        model: with a head.
+        params: of the model.
+        rows: token ids of a text each, `context` at most.
+        context: tokens of the longest row.
+        batch_size: rows at once.
+    """
+    for first in range(0, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
+        # Few shapes, each compiled once: powers of two up to the context.
+        longest = max(_SHORTEST, *map(len, batch))
+        length = min(1 << (longest - 1).bit_length(), context)
+        tokens = np.zeros((batch_size, length), np.int32)
+        lengths = np.ones(batch_size, np.int32)
+        for place, row in enumerate(batch):
+            tokens[place, : len(row)] = row
+            lengths[place] = len(row)
+        found = _last_outputs(params, tokens, lengths, model=model)
+        yield from np.asarray(found)[: len(batch)]
 
 
 @partial(jax.jit, static_argnames="model")

@@ -6,7 +6,7 @@ Its parameters stand beside those of the Transformer, as `head/kernel` [width, o
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxllm import trees
 from jaxllm.models.config import TransformerConfig
@@ -51,10 +51,20 @@ def running_mean(
     return totals / (positions + 1)[..., None]
 
 
-def init_head(config: TransformerConfig) -> dict:
-    """The parameters of a head that gives 0 for every text, under the name that they have in a
-    model's."""
-    return {"head": _linear(config).init(jax.random.key(0), jnp.zeros((1, config.width)))["params"]}
+def init_head(config: TransformerConfig, key: Key[Array, ""] | None = None) -> dict:
+    """The parameters of a new head, under the name that they have in a model's.
+
+    Args:
+        config: of a model with a head.
+        key: of numbers drawn from N(0, 1/√(width + 1)), the standard deviation that Stiennon et
+            al. 2020 (https://arxiv.org/abs/2009.01325) give; None: it gives 0 for every text.
+    """
+    made = _linear(config).init(jax.random.key(0), jnp.zeros((1, config.width)))["params"]
+    if key is not None:
+        kernel = made["kernel"]
+        drawn = jax.random.normal(key, kernel.shape) / (config.width + 1) ** 0.5
+        made = made | {"kernel": drawn.astype(kernel.dtype)}
+    return {"head": made}
 
 
 def _linear(config: TransformerConfig) -> Linear:

@@ -62,7 +62,10 @@ _MATRIX_RULES = (
     (r"head/kernel", PartitionSpec("fsdp", None)),
     (r"head/bias", PartitionSpec()),
 )
-SHARDING_RULES = with_pairs(_MATRIX_RULES)
+# Those of a reference, which an objective may hold beside the model, lie as the model's do.
+SHARDING_RULES = [
+    (f"(?:reference/)?{pattern}", spec) for pattern, spec in with_pairs(_MATRIX_RULES)
+]
 
 
 class Output(NamedTuple):

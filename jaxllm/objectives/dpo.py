@@ -134,8 +134,9 @@ def dpo(
     def sums(
         params: Params, batch: Batch, frozen: Params, row_keys: RowKeys
     ) -> tuple[Sums, Metrics]:
+        del row_keys  # nothing is dropped: the reference drops nothing either
         params = trees.merge(params, frozen)
-        policy, output = response_log_probs(model, params, batch, row_keys)
+        policy, output = response_log_probs(model, params, batch)
         if not config.has_reference:
             of_reference = jnp.zeros_like(policy)
         elif reference:
@@ -204,7 +205,7 @@ def _metrics(
 
 
 def response_log_probs(
-    model: TransformerConfig, params: Params, batch: Batch, row_keys: RowKeys = None
+    model: TransformerConfig, params: Params, batch: Batch
 ) -> tuple[Float[Array, "batch responses"], Output]:
     """log π(y | x) of each response of a row, in order, and the forward pass it was read of."""
     output = Transformer(model).apply(
@@ -212,7 +213,6 @@ def response_log_probs(
         batch["tokens"],
         batch["positions"],
         batch["segment_ids"],
-        dropout_keys=row_keys,
     )
     assert isinstance(output, Output)
     scores = token_log_probs(output.hidden, output_head(model, params), batch["targets"])

@@ -122,6 +122,8 @@ class ModelTrainingFields(TrainingFields):
 
     has_head: ClassVar[bool] = False
     """Whether the stage trains a head that reads texts."""
+    random_head: ClassVar[bool] = False
+    """Whether a new one begins with random numbers, rather than with 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,8 +1,6 @@
 """The `sft` stage: a trained model and conversations in, an assistant out."""
 
-import contextlib
 import dataclasses
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,14 +12,9 @@ from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, prepare_corpus
 from jaxllm.data.examples import Examples, ExamplesConfig
-from jaxllm.data.split import HELD_OUT
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator
-from jaxllm.inference.chat import Chat
-from jaxllm.inference.engine import Engine
-from jaxllm.inference.requests import Request
-from jaxllm.models.config import TransformerConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.transformer import check_length, param_shapes
 from jaxllm.objectives.cross_entropy import CrossEntropyConfig
@@ -29,9 +22,8 @@ from jaxllm.objectives.next_token import next_token
 from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.preview import Stretch, print_preview
-from jaxllm.reporting.samples import append_samples
 from jaxllm.sharding.processes import is_main
-from jaxllm.stages.fields import ModelTrainingFields, SamplingFields
+from jaxllm.stages.answer_samples import AnsweringConfig, answer_samples
 from jaxllm.stages.fit import check_patterns
 from jaxllm.stages.held_out import HeldOut
 from jaxllm.stages.training_run import (
@@ -41,15 +33,13 @@ from jaxllm.stages.training_run import (
     with_pairs,
     work_directory,
 )
-from jaxllm.tokenizers.chat_template import ChatTemplate, Message
+from jaxllm.tokenizers.chat_template import Message
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
-_SAMPLES = 3
-
 
 @dataclasses.dataclass(frozen=True)
-class SftConfig(ModelTrainingFields, SamplingFields):
+class SftConfig(AnsweringConfig):
     """A model trained to answer, on instructions and conversations."""
 
     stage: str = "sft"
@@ -64,16 +54,11 @@ class SftConfig(ModelTrainingFields, SamplingFields):
     )
     sft: ExamplesConfig = ExamplesConfig()
     objective: CrossEntropyConfig = CrossEntropyConfig()
-    prompt: str = ""
-    """What the samples answer; empty: what the first held-out conversations ask."""
-    temperature: float = 0.0
-    """Divides the logits; 0 takes the likeliest token (greedy)."""
     preview: int = 0
     """Show so many examples as the model would see them, and end; no work directory is needed."""
 
     def __post_init__(self) -> None:
-        ModelTrainingFields.__post_init__(self)
-        SamplingFields.__post_init__(self)
+        super().__post_init__()
         if self.data.packing == "concat":
             raise ValueError(
                 "data.packing: concat would cut examples; take best_fit, or none to give each a "
@@ -166,7 +151,7 @@ def _work(run: TrainingRun[SftConfig]) -> dict[str, float]:
         corpus.eval,
         run.mesh,
         _measure(objective),
-        _samples(run, corpus, corpus.encoder.template, model),
+        answer_samples(run, corpus, corpus.encoder.template, model, config.data.seq_len, _opening),
     )
     run.begin(corpus, rows)
     scores = run.train(rows, model, objective, evaluation)
@@ -184,51 +169,6 @@ def _measure(objective: Objective) -> Callable[[Params, Params, Iterable[Batch]]
         return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
 
     return measure
-
-
-def _samples(
-    run: TrainingRun[SftConfig], corpus: Corpus, template: ChatTemplate, model: TransformerConfig
-) -> Callable[[int, Params], None]:
-    """What writes the model's own answers to a few questions.
-
-    Raises:
-        UserError: the configured prompt leaves no room for one.
-    """
-    context = model.max_positions or run.config.data.seq_len
-    asked = list(_questions(run.config, corpus, template, context))
-
-    def write(step: int, params: Params) -> None:
-        engine = Engine(model, params, template.tokenizer, context=context)
-        answers = engine.complete([request for _, request in asked])
-        if is_main():
-            samples = [
-                (question, answer.text)
-                for (question, _), answer in zip(asked, answers, strict=True)
-            ]
-            append_samples(run.directory.samples, step, samples)
-
-    return write
-
-
-def _questions(
-    config: SftConfig, corpus: Corpus, template: ChatTemplate, context: int
-) -> Iterator[tuple[str, Request]]:
-    """What samples are to answer: the prompt that is configured, else what is first asked in some
-    of the held-out conversations that leave room for an answer."""
-    chat = Chat(template, context, config.sampling(), config.seed)
-    if config.prompt:
-        yield config.prompt, chat.ask([{"role": "user", "content": config.prompt}]).request
-        return
-    found = 0
-    for text in corpus.split.texts(HELD_OUT):
-        record = json.loads(text)
-        opening = _opening(record)
-        if opening:
-            with contextlib.suppress(UserError):  # it is too long
-                yield opening[-1]["content"], chat.ask(opening, record.get("tools")).request
-                found += 1
-        if found == _SAMPLES:
-            return
 
 
 def _opening(record: Mapping[str, Any]) -> list[Message]:

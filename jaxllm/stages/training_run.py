@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,8 @@ from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.batches import BatchSource
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, DocumentKind, WholeTexts, prepare_corpus
+from jaxllm.data.packing import NOTHING, OfParts
+from jaxllm.data.store import TokenStore
 from jaxllm.data.training_rows import TrainingRows, training_rows
 from jaxllm.errors import UserError
 from jaxllm.files import locked
@@ -77,10 +79,15 @@ class TrainingRun(Generic[C]):
                 data, self.tokenizer, self.directory.path, self.phases, self.begun_with, kind
             )
 
-    def rows(self, data: DataConfig, corpus: Corpus) -> TrainingRows:
-        """The rows that the run will draw."""
+    def rows(
+        self,
+        data: DataConfig,
+        corpus: Corpus,
+        of_parts: Callable[[TokenStore], Mapping[str, Sequence[OfParts]]] = lambda store: NOTHING,
+    ) -> TrainingRows:
+        """The rows that the run will draw; for `of_parts` see `training_rows`."""
         with self.ledger.spending("data"):
-            return training_rows(data, corpus, self.config.seed, self.drawn)
+            return training_rows(data, corpus, self.config.seed, self.drawn, of_parts)
 
     def begin(self, corpus: Corpus, rows: TrainingRows) -> None:
         """Records the run, once its data and all that it was given are found good, and keeps its
@@ -129,7 +136,8 @@ class TrainingRun(Generic[C]):
         """The parameters with a head, if there is to be one and `init` has none for the same."""
         if not model.head.outputs or "head" in params:
             return params
-        return params | self._laid_out(lambda: init_head(model))()
+        key = jax.random.key(self.config.seed) if self.config.random_head else None
+        return params | self._laid_out(lambda: init_head(model, key))()
 
     def _base_params(self) -> dict[str, Any]:
         """The parameters that pairs are trained beside; which they are is recorded, and checked in
@@ -159,6 +167,7 @@ class TrainingRun(Generic[C]):
         *,
         initial_params: Callable[[], dict[str, Any]] | None = None,
         predicted: float = 1.0,
+        param_shapes: Mapping[str, Any] | None = None,
     ) -> dict[str, float]:
         """Trains to the end over the run's mesh, and evaluates.
 
@@ -169,11 +178,12 @@ class TrainingRun(Generic[C]):
             evaluation: what is measured and shown now and then.
             initial_params: makes the parameters that training begins from; None: those of `init`.
             predicted: share of places whose token is predicted, for MFU.
+            param_shapes: of those parameters, where they are more than the model's.
 
         Returns:
             The final scores, and what was measured on the way.
         """
-        config, shapes = self.config, self.param_shapes(model)
+        config, shapes = self.config, param_shapes or self.param_shapes(model)
         seq_len = rows.sources[0].seq_len
         trained, _ = trees.split(shapes, config.trained)
         paths = {path for path, _ in trees.leaves_with_paths(trained)}

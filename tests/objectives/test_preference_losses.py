@@ -154,7 +154,7 @@ def test_losses_of_pairs(config, ragged, monkeypatch, tiny_model):
     batch, rankings = ragged
     log_probs = -np.random.default_rng(1).uniform(0.2, 4, (ROWS, SEQ))
 
-    def given(model, params, batch, row_keys=None):
+    def given(model, params, batch):
         found = dpo_module.response_sums(
             batch["loss_weights"] * params["log_probs"][batch["tokens"]], batch
         )
@@ -332,4 +332,4 @@ def test_packing_and_batch_split_change_nothing(how, laid_out, tiny_model, tiny_
     assert float(whole[0]) != 0
     for other in (run(packed, 1), run(alone, 4)):
         for one, two in zip(jax.tree.leaves(other), jax.tree.leaves(whole), strict=True):
-            np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-5)
+            np.testing.assert_allclose(one, two, rtol=2e-4, atol=1e-5 * max(1, np.abs(two).max()))

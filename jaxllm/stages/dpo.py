@@ -1,0 +1,222 @@
+"""The `dpo` stage: a tuned model and preferences in, a model that answers as is preferred out."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm import trees
+from jaxllm.checkpoints.load import load_model
+from jaxllm.data.cleaning import CleaningConfig
+from jaxllm.data.config import DataConfig
+from jaxllm.data.packing import OfParts
+from jaxllm.data.preferences import PreferenceKind
+from jaxllm.data.store import TokenStore
+from jaxllm.errors import UserError
+from jaxllm.evaluation.loss import LossEvaluator
+from jaxllm.models.config import TransformerConfig, bare
+from jaxllm.models.families import architecture
+from jaxllm.models.lora import PAIRS
+from jaxllm.models.transformer import check_length, param_shapes
+from jaxllm.objectives.dpo import DpoLossConfig, dpo
+from jaxllm.objectives.objective import Batch, Objective, Params
+from jaxllm.sharding.processes import is_main
+from jaxllm.stages.answer_samples import AnsweringConfig, answer_samples
+from jaxllm.stages.fit import check_patterns
+from jaxllm.stages.held_out import HeldOut
+from jaxllm.stages.reference_log_probs import Reference
+from jaxllm.stages.reward import check_preference_data, layout_of
+from jaxllm.stages.training_run import (
+    TrainingRun,
+    model_to_continue,
+    train_in,
+    with_pairs,
+    work_directory,
+)
+from jaxllm.tokenizers.chat_template import Message
+from jaxllm.tokenizers.config import TokenizerConfig
+from jaxllm.tokenizers.tokenizer import load_tokenizer
+
+_REFERENCE = "reference"
+"""Where the reference's parameters stand, if they are held beside the policy's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DpoFields(DpoLossConfig):
+    """How responses are laid out, which loss pairs have, and how the reference is held."""
+
+    template: str = ""
+    """By which prompt and response are laid out: `bos_separated`, `chatml`, `llama3`, or a file
+    with a Jinja template; empty: that by which `init` was tuned, else `bos_separated`."""
+    live_reference: bool = False
+    """Compute the reference's log-probabilities in every step, rather than once before the first,
+    to be kept beside the token store. With low-rank pairs it is the same base without them; else
+    its parameters are held too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.live_reference and not self.has_reference:
+            raise ValueError(f"live_reference: {self.loss} has no reference; leave it out")
+
+
+@dataclasses.dataclass(frozen=True)
+class DpoConfig(AnsweringConfig):
+    """A model trained to answer as is preferred, from preferences themselves."""
+
+    stage: str = "dpo"
+    """Always `dpo`."""
+    init: str = ""
+    """Run directory or Hugging Face folder to take parameters, model and tokenizer from; it is the
+    reference too."""
+    data: DataConfig = DataConfig(
+        train="builtin:pydocs_preference",
+        packing="best_fit",
+        # What many prompts share would make copies of them.
+        cleaning=CleaningConfig(near_duplicates=0.0),
+    )
+    dpo: DpoFields = DpoFields()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_preference_data(self.data)
+
+    @property
+    def trained(self) -> str:
+        return f"(?!{_REFERENCE}/)(?:{super().trained})"
+
+    @property
+    def kept(self) -> str:
+        return f"(?!{_REFERENCE}/)(?:{super().kept})"  # it can be had from `init` again
+
+
+def run(config: DpoConfig, workdir: Path | None) -> None:
+    """Trains the policy on pairs of responses, and writes samples and report."""
+    if not config.init:
+        raise UserError(
+            "config.init: give the run directory or Hugging Face folder of a trained model, as "
+            "one of configs/sft.py."
+        )
+    directory = work_directory(workdir)
+    model, path = model_to_continue(config.init, config.model, directory)
+    config = dataclasses.replace(config, model=model)
+    train_in(directory, config, TokenizerConfig(path=path), _check, _work)
+
+
+def _check(config: DpoConfig, tokenizer: TokenizerConfig) -> None:
+    """Checks, before anything slow, that the model can be trained so.
+
+    Raises:
+        UserError: it cannot.
+    """
+    loaded = load_tokenizer(tokenizer.path)
+    model = architecture(config.model, loaded.vocab_size)
+    if not model.causal:
+        raise UserError(
+            "config.init: its model sees both ways (config.model.causal=False), and cannot answer."
+        )
+    check_length(model, config.data.seq_len, "config.data.seq_len")
+    check_patterns(config, with_pairs(config, param_shapes(model)))
+    layout_of(loaded, config.dpo.template, "config.dpo.template")
+
+
+def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
+    """The run itself; its scores."""
+    config = run.config
+    template = layout_of(
+        load_tokenizer(run.tokenizer.path), config.dpo.template, "config.dpo.template"
+    )
+    corpus = run.corpus(config.data, PreferenceKind(template))
+    # Kept with the run: whoever speaks to the model later does it as it was trained.
+    corpus.tokenizer.chat_template = template.source
+    stores = (*corpus.train, corpus.eval)
+    model = architecture(config.model, corpus.tokenizer.vocab_size)
+    of_parts = _stored_reference(run, stores, model)
+    rows = run.rows(config.data, corpus, lambda store: of_parts[store.path])
+    largest = max(store.most_parts for store in stores)
+    objective = dpo(model, config.dpo, largest, _live_reference(config))
+    write_samples = answer_samples(run, corpus, template, model, config.data.seq_len, _asked)
+    evaluation = HeldOut(
+        config,
+        config.data,
+        corpus.eval,
+        run.mesh,
+        _measure(objective, config.dpo),
+        lambda step, params: write_samples(step, _policy(params)),
+        of_parts[corpus.eval.path],
+    )
+    run.begin(corpus, rows)
+    held = config.dpo.live_reference and not config.lora.rank
+    shapes = run.param_shapes(model)
+    scores = run.train(
+        rows,
+        model,
+        objective,
+        evaluation,
+        initial_params=(lambda: _with_reference(run.loaded_params(model))) if held else None,
+        param_shapes={**shapes, _REFERENCE: shapes} if held else None,
+    )
+    if not is_main():
+        return {}
+    counts = {
+        "data/truncated": float(sum(store.truncated for store in stores)),
+        "data/dropped": float(sum(store.dropped for store in stores)),
+    }
+    return run.data_scores(corpus, rows) | scores | counts
+
+
+def _stored_reference(
+    run: TrainingRun[DpoConfig], stores: Sequence[TokenStore], model: TransformerConfig
+) -> dict[Path, Mapping[str, Sequence[OfParts]]]:
+    """What rows of each store tell of the reference; nothing where it is not asked before."""
+    config = run.config
+    if config.dpo.live_reference or not config.dpo.has_reference:
+        return {store.path: {} for store in stores}
+    with run.ledger.spending("data"):
+        params = load_model(config.init, run.mesh, bare(config.model)).params
+        reference = Reference(model, params, run.mesh)
+        size = config.batch_size // config.micro_batches
+        data = config.data
+        return {
+            store.path: reference.of_store(store, data.packing, data.seq_len, size)
+            for store in stores
+        }
+
+
+def _live_reference(config: DpoConfig) -> Callable[[Params], Params] | None:
+    """The parameters of the reference, of all that the objective is given."""
+    if not config.dpo.live_reference:
+        return None
+    if config.lora.rank:
+        return lambda params: trees.divide(params, PAIRS)[1]
+    return lambda params: params[_REFERENCE]
+
+
+def _with_reference(params: dict[str, Any]) -> dict[str, Any]:
+    """The policy's parameters with a copy of them: what is trained is donated."""
+    return {**params, _REFERENCE: jax.tree.map(jnp.copy, params)}
+
+
+def _policy(params: Params) -> Params:
+    return {name: leaf for name, leaf in params.items() if name != _REFERENCE}
+
+
+def _measure(
+    objective: Objective, config: DpoLossConfig
+) -> Callable[[Params, Params, Iterable[Batch]], dict[str, float]]:
+    """Scores of parameters on held-out rankings."""
+    evaluate = LossEvaluator(objective)
+    names = ("loss", "accuracy", "margin", *(("log_ratio",) if config.has_reference else ()))
+
+    def measure(params: Params, frozen: Params, batches: Iterable[Batch]) -> dict[str, float]:
+        found = evaluate(params, frozen, batches)
+        return {f"eval/{name}": found[name][0] for name in names}
+
+    return measure
+
+
+def _asked(record: Mapping[str, Any]) -> Sequence[Message]:
+    """What the responses of a ranking follow."""
+    return record["messages"]
