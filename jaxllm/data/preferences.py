@@ -65,14 +65,14 @@ class PreferenceReader:
         """
         del marked
         fields = record.fields
-        named = self._responses(fields)
+        named = read_responses(fields, self.unpaired)
         scores = _scores(fields, len(named))
         cleaned = {name: clean(text) or "" for name, text in named.items()}
         for name, text in cleaned.items():
             if not text:
                 raise ValueError(f"`{name}` is empty")
         _check_different(cleaned)
-        asked = [cleaned_message(message, clean) for message in _asked(fields, self.joint)]
+        asked = [cleaned_message(message, clean) for message in read_asked(fields, self.joint)]
         answer = {"role": "assistant", "content": next(iter(cleaned.values()))}
         checked_messages([*asked, answer])
         if asked[-1]["role"] == "assistant":
@@ -86,24 +86,31 @@ class PreferenceReader:
         }
         return [Passage(json_line(preference), record.group or question_group(asked))]
 
-    def _responses(self, fields: Mapping[str, Any]) -> dict[str, str]:
-        """The responses by their names in the record."""
-        if "chosen" in fields and "rejected" in fields:
-            return {name: _response(fields, name) for name in ("chosen", "rejected")}
-        if "responses" in fields:
-            responses = fields["responses"]
-            if not isinstance(responses, list | tuple):
-                raise ValueError("`responses` is no list")
-            if len(responses) < 2:
-                raise ValueError(f"`responses` holds {len(responses)}; a ranking has at least two")
-            by_name = {f"responses[{place}]": each for place, each in enumerate(responses)}
-            return {name: _response(by_name, name) for name in by_name}
-        if self.unpaired:
-            name = "completion" if "completion" in fields else "response"
-            if name in fields and "label" in fields:
-                return {name: _response(fields, name)}
-            raise ValueError(f"no {_FORMS}, or `response` and `label`{_had(fields)}")
-        raise ValueError(f"no {_FORMS}{_had(fields)}")
+
+def read_responses(fields: Mapping[str, Any], single: bool) -> dict[str, str]:
+    """The responses that a record holds, by their names in it, best first.
+
+    Args:
+        fields: of the record.
+        single: whether it may hold one alone, as `response` or `completion`.
+
+    Raises:
+        ValueError: it holds none; the message says why.
+    """
+    if "chosen" in fields and "rejected" in fields:
+        return {name: _response(fields, name) for name in ("chosen", "rejected")}
+    if "responses" in fields:
+        responses = fields["responses"]
+        if not isinstance(responses, list | tuple):
+            raise ValueError("`responses` is no list")
+        if len(responses) < 2 and not single:
+            raise ValueError(f"`responses` holds {len(responses)}; a ranking has at least two")
+        by_name = {f"responses[{place}]": each for place, each in enumerate(responses)}
+        return {name: _response(by_name, name) for name in by_name}
+    for name in ("response", "completion") if single else ():
+        if name in fields:
+            return {name: _response(fields, name)}
+    raise ValueError(f"no {_FORMS}{', or `response`' if single else ''}{_had(fields)}")
 
 
 def _had(fields: Mapping[str, Any]) -> str:
@@ -127,8 +134,12 @@ def _response(fields: Mapping[str, Any], name: str) -> str:
     return text_field(fields, name)
 
 
-def _asked(fields: Mapping[str, Any], joint: str) -> list[dict[str, Any]]:
-    """The messages that the responses follow."""
+def read_asked(fields: Mapping[str, Any], joint: str) -> list[dict[str, Any]]:
+    """The messages that a record's responses follow.
+
+    Raises:
+        ValueError: there are none; the message says why.
+    """
     if "messages" in fields:
         return listed_messages(fields["messages"])
     if isinstance(fields.get("prompt"), list | tuple):
@@ -145,6 +156,8 @@ def _asked(fields: Mapping[str, Any], joint: str) -> list[dict[str, Any]]:
 def _scores(fields: Mapping[str, Any], count: int) -> list[float]:
     """How good each response is: as the record says, else by their order."""
     if count == 1:
+        if "label" not in fields:
+            raise ValueError(f"no `label`, that says if the one response is good{_had(fields)}")
         label = fields["label"]
         if label not in (0, 1):  # True and False are
             raise ValueError(f"the label {str(label)[:80]!r} is neither true nor false")
@@ -183,6 +196,11 @@ def _check_different(named: Mapping[str, str]) -> None:
         by_text[text] = name
 
 
+def joint_of(template: ChatTemplate) -> str:
+    """What stands between an instruction and its input in the layout that a template writes."""
+    return "" if template.source == BUILTIN_TEMPLATES["bos_separated"][0] else "\n"
+
+
 @dataclasses.dataclass(frozen=True)
 class PreferenceKind:
     """Preferences, laid out by the template that the model speaks by (`corpus.DocumentKind`)."""
@@ -194,8 +212,7 @@ class PreferenceKind:
     @property
     def reader(self) -> PreferenceReader:
         """What a record is read as."""
-        joint = "" if self.template.source == BUILTIN_TEMPLATES["bos_separated"][0] else "\n"
-        return PreferenceReader(joint, self.unpaired)
+        return PreferenceReader(joint_of(self.template), self.unpaired)
 
     def encoder(self, tokenizer: Tokenizer, seq_len: int, split: SplitDocuments) -> "Preferences":
         """What makes tokens of rankings for rows of `seq_len` places."""

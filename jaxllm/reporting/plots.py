@@ -108,6 +108,29 @@ def task_charts(summary: Mapping[str, Any]) -> list[Chart]:
     ]
 
 
+def calibration_charts(rewards: Mapping[str, Any]) -> list[Chart]:
+    """How often the response with the higher reward is preferred, by how probable that was to be:
+    of what `rewards.json` holds; none without it. On the grey line they agree, and the larger a
+    point, the more pairs."""
+    bins = rewards.get("calibration", [])
+    if not bins:
+        return []
+    figure, axes = _figure("probability by the rewards")
+    ends = (0.5, 1.0)
+    axes.plot(ends, ends, color=CSS_COLORS["--rule"], linewidth=1.4)
+    axes.scatter(
+        [each["predicted"] for each in bins],
+        [each["observed"] for each in bins],
+        s=[20 + 180 * each["share"] for each in bins],
+        color=CSS_COLORS["--series-1"],
+    )
+    axes.set_ylim(0, 1.05)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    return [_chart(figure, "Calibration: share of pairs that are right")]
+
+
 def series(metrics: Sequence[dict[str, Number]], name: str) -> Series:
     """The finite values of `name` and their steps; empty if there are none."""
     points = [

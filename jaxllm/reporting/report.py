@@ -18,7 +18,7 @@ from jaxllm.reporting import quantities, scores
 from jaxllm.reporting.classes import class_table, confusion
 from jaxllm.reporting.goodput import Life, goodput_scalars, lost_steps, read_lives
 from jaxllm.reporting.metrics_file import read_metrics
-from jaxllm.reporting.plots import task_charts, training_charts
+from jaxllm.reporting.plots import calibration_charts, task_charts, training_charts
 from jaxllm.reporting.samples import Sample, read_samples
 
 HEADLINES = {
@@ -59,8 +59,8 @@ class Goodput(NamedTuple):
 def write_report(run_dir: str | os.PathLike) -> Path:
     """Writes `report.html` into `run_dir`, in one atomic change, and returns its path.
 
-    Made from `config.json`, `metrics.jsonl`, `samples.md`, `summary.json`, `classes.json` and
-    `goodput.json`, as far as they exist. The page refers to nothing outside itself, and all text
+    Made from `config.json`, `metrics.jsonl`, `samples.md`, `summary.json`, `classes.json`,
+    `rewards.json` and `goodput.json`, as far as they exist. The page refers to nothing outside itself, and all text
     from these files is escaped: what a model writes never becomes part of the page's HTML.
 
     Raises:
@@ -181,7 +181,8 @@ def _contents(run_dir: Path) -> dict[str, Any]:
     config = flatten(recorded.get("config", recorded))
     rows = scores.score_rows(summary)
     metrics = read_metrics(run_dir / "metrics.jsonl")
-    charts = [*training_charts(metrics), *task_charts(summary)]
+    rewards = _read_json(run_dir / "rewards.json")
+    charts = [*training_charts(metrics), *task_charts(summary), *calibration_charts(rewards)]
     classes = _read_json(run_dir / "classes.json")
     tables = [table for table in (class_table(classes), *scores.score_matrices(summary)) if table]
     samples = _samples_by_step(read_samples(run_dir / "samples.md"))

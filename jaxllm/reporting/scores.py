@@ -61,6 +61,14 @@ GROUPS: dict[str, dict[str, Score]] = {
         "eval/mean_absolute_error": Score("mean absolute error", quantities.number),
         "eval/root_mean_squared_error": Score("root mean squared error", quantities.number),
         "eval/pearson": Score("Pearson's correlation", _decimals),
+        "eval/accuracy/better_is_longer": Score("accuracy, better is longer", quantities.share),
+        "eval/accuracy/better_is_shorter": Score("accuracy, better is shorter", quantities.share),
+        "eval/longer_is_better": Score("accuracy of the longer response", quantities.share),
+        "eval/explained_by_length": Score("explained by length alone", quantities.share),
+        "eval/calibration_error": Score("calibration error", quantities.share),
+        "eval/margin": Score("margin of rewards", _decimals),
+        "eval/log_ratio": Score("log ratio to the reference per token", _decimals),
+        "eval/rankings": Score("rankings", quantities.number),
         "eval/texts": Score("texts", quantities.number),
         "eval/tokens": Score("tokens", quantities.number),
         "eval/bytes": Score("bytes", quantities.byte_count),
@@ -140,6 +148,13 @@ MATRICES: dict[str, tuple[str, dict[str, Score]]] = {
             "macro_f1": Score("macro F1", _decimals),
             "cut": Score("cut prompts", quantities.share),
             "texts": Score("texts", quantities.number),
+        },
+    ),
+    "Preferences by source": (
+        "preference/",
+        {
+            "accuracy": Score("accuracy", _decimals),
+            "rankings": Score("held-out rankings", quantities.number),
         },
     ),
     "Tasks": (

@@ -114,7 +114,8 @@ def test_bad_records(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"prompt": "q", "response": "a"}, "`response` and `label`"),
+        ({"prompt": "q", "response": "a"}, "no `label`"),
+        ({"prompt": "q", "label": True}, "no `chosen` and `rejected`.*or `response`"),
         ({"prompt": "q", "response": "a", "label": "yes"}, "'yes' is neither true nor false"),
     ],
 )

@@ -108,8 +108,9 @@ def arguments(config_file, corpus):
         if stage in ("prepare", "tokenizer"):
             text = {name: SETTINGS[name] for name in _TEXT_SETTINGS}
             settings = {**text, "data.train": corpus}
-        if stage in ("sft", "classify"):
-            settings = TUNING_SETTINGS | ({"max_new_tokens": 4} if stage == "sft" else {})
+        if stage in ("sft", "classify", "reward", "dpo"):
+            writes = stage in ("sft", "dpo")
+            settings = TUNING_SETTINGS | ({"max_new_tokens": 4} if writes else {})
         settings |= {"max_new_tokens": 4} if stage == "generate" else {}
         settings |= fields or {}
         made = [f"--config={config_file(stage)}"]

@@ -1,0 +1,172 @@
+"""Runs that learn from preferences through the command: reward models, and policies by DPO."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from jaxllm import trees
+from jaxllm.checkpoints.load import load_model
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
+
+
+@pytest.fixture(scope="module")
+def pairs(json_lines):
+    """The better response repeats the prompt's letter, the worse one another; they are as long."""
+    letters = "abcdefgh"
+    return json_lines(
+        [
+            {
+                "prompt": f"{letters[n % 8]} {n}",
+                "chosen": letters[n % 8] * 3,
+                "rejected": letters[(n + 1 + n // 8 % 7) % 8] * 3,
+                "source": "odd" if n % 2 else "even",
+            }
+            for n in range(120)
+        ],
+        "pairs",
+    )
+
+
+@pytest.fixture
+def prefer(command, finished_run, pairs):
+    def run(stage, workdir, **fields):
+        given = {"init": finished_run, "data__train": pairs, "data__seq_len": 48, **fields}
+        return command(stage, workdir, **given)
+
+    return run
+
+
+def parameters(run):
+    params = load_model(run, make_mesh(MeshConfig())).params
+    return {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(params)}
+
+
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_a_reward_model_learns_and_scores(prefer, command, curve, pairs, json_lines, tmp_path):
+    run = tmp_path / "run"
+    result = prefer("reward", run, steps=8, eval__every=4, checkpoint__every=4)
+    assert result.code == 0, result.err
+    losses = curve(run, "train/loss")
+    # Drawn at random, rewards begin near 0.
+    assert losses[1] == pytest.approx(np.log(2), abs=0.2)
+    assert losses[8] < losses[1]
+    summary = summary_of(run)
+    assert {"preference/even/accuracy", "preference/odd/accuracy"} <= set(summary)
+    assert summary["eval/longer_is_better"] == 0.5  # all as long
+    assert summary["eval/accuracy"] == pytest.approx(curve(run, "eval/accuracy")[8], abs=1e-6)
+    rewards = json.loads((run / "rewards.json").read_text())
+    assert rewards["references"] > 50
+    page = (run / "report.html").read_text()
+    assert "calibration" in page.lower()
+    assert re.search(r"[+-]\d\.\d\d ", (run / "samples.md").read_text())
+
+    # Scored again, the answers that were preferred in training have the mean 0.
+    scored = tmp_path / "scored"
+    assert command("score", scored, init=run, texts=pairs).code == 0
+    lines = [json.loads(line) for line in (scored / "scores.jsonl").read_text().splitlines()]
+    assert (
+        abs(np.mean([line["rewards"][0] for line in lines]))
+        < 0.2 * np.std([reward for line in lines for reward in line["rewards"]]) + 0.05
+    )
+    one = json_lines([{"prompt": "a 1", "response": "aaa"}], "one")
+    assert command("score", tmp_path / "one", init=run, texts=one).code == 0
+    assert isinstance(json.loads((tmp_path / "one" / "scores.jsonl").read_text())["reward"], float)
+    # It stays a language model, and its head is left out of that.
+    assert command("generate", init=run, prompt="a").code == 0
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo"])
+def test_a_resumed_run_is_the_uninterrupted_one(stage, prefer, curve, tmp_path):
+    fields = {"optimizer__schedule": "constant"}
+    assert prefer(stage, tmp_path / "whole", **fields).code == 0
+    assert prefer(stage, tmp_path / "halves", steps=3, **fields).code == 0
+    assert prefer(stage, tmp_path / "halves", steps=6, **fields).code == 0
+    for name in ("train/loss", "eval/accuracy"):
+        assert curve(tmp_path / "halves", name) == curve(tmp_path / "whole", name)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_reference_is_the_same_computed_before_or_in_each_step(
+    rank, prefer, finished_run, curve, tmp_path
+):
+    fields = {"lora__rank": rank, "dpo__beta": 0.5}
+    stored = prefer("dpo", tmp_path / "stored", **fields)
+    assert stored.code == 0, stored.err
+    live = prefer("dpo", tmp_path / "live", dpo__live_reference=True, **fields)
+    assert live.code == 0, live.err
+    for name in ("train/loss", "train/accuracy", "eval/log_ratio"):
+        one, other = (curve(tmp_path / way, name) for way in ("stored", "live"))
+        np.testing.assert_allclose(list(one.values()), list(other.values()), atol=2e-5)
+    losses = curve(tmp_path / "stored", "train/loss")
+    assert losses[1] == pytest.approx(np.log(2), abs=1e-5)  # policy and reference are the same
+    assert losses[6] < losses[1]
+    assert curve(tmp_path / "stored", "eval/margin")[6] > 0
+    # The reference is in no checkpoint, nor in what is trained.
+    assert set(parameters(tmp_path / "live")) == set(parameters(finished_run))
+    saved = (tmp_path / "live" / "checkpoints").rglob("*reference*")
+    assert not list(saved)
+
+
+@pytest.mark.parametrize("loss", ["ipo", "hinge", "simpo", "orpo"])
+def test_every_loss_trains(loss, prefer, curve, tmp_path):
+    result = prefer("dpo", tmp_path / "run", dpo__loss=loss, steps=2)
+    assert result.code == 0, result.err
+    assert np.isfinite(list(curve(tmp_path / "run", "train/loss").values())).all()
+    assert ("eval/log_ratio" in summary_of(tmp_path / "run")) == (loss in ("ipo", "hinge"))
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo"])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"init": ""}, "config.init: give the run directory"),
+        ({"data__packing": "concat"}, "concat would cut rankings"),
+        ({"data__seq_len": 4}, "8 is the least"),
+        ({"data__document_mask": False}, "responses must not see each other"),
+    ],
+)
+def test_what_cannot_be(stage, fields, message, prefer, tmp_path):
+    result = prefer(stage, tmp_path / "run", **fields)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert message in result.err
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dpo__loss": "orpo", "dpo__live_reference": True}, "orpo has no reference"),
+        ({"dpo__loss": "ipo", "dpo__label_smoothing": 0.1}, "only sigmoid"),
+        ({"dpo__beta": 0.0}, "beta: must be positive"),
+        ({"dpo__template": "nowhere.jinja"}, "config.dpo.template: nowhere.jinja"),
+    ],
+)
+def test_what_cannot_be_of_dpo(fields, message, prefer, tmp_path):
+    result = prefer("dpo", tmp_path / "run", **fields)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_bad_records_are_set_aside_and_too_many_end_the_run(prefer, json_lines, tmp_path):
+    same = json_lines([{"prompt": "a", "chosen": "b", "rejected": "b"}] * 3, "same")
+    result = prefer("reward", tmp_path / "run", data__train=same)
+    assert result.code == 2
+    assert "rejected.jsonl" in result.err
+    reasons = (tmp_path / "run" / "rejected.jsonl").read_text()
+    assert "`chosen` and `rejected` are the same" in reasons
+
+
+def test_long_prompts_are_cut_from_the_left_and_counted(prefer, json_lines, tmp_path):
+    long = json_lines(
+        [
+            {"prompt": "word " * 40 + str(n), "chosen": "a", "rejected": "b" * (n % 5 + 1)}
+            for n in range(40)
+        ],
+        "long",
+    )
+    assert prefer("reward", tmp_path / "run", data__train=long, steps=1).code == 0
+    assert summary_of(tmp_path / "run")["data/truncated"] == 40
