@@ -60,8 +60,9 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     """Writes `report.html` into `run_dir`, in one atomic change, and returns its path.
 
     Made from `config.json`, `metrics.jsonl`, `samples.md`, `summary.json`, `classes.json`,
-    `rewards.json` and `goodput.json`, as far as they exist. The page refers to nothing outside itself, and all text
-    from these files is escaped: what a model writes never becomes part of the page's HTML.
+    `rewards.json` and `goodput.json`, as far as they exist. The page refers to nothing outside
+    itself, and all text from these files is escaped: what a model writes never becomes part of the
+    page's HTML.
 
     Raises:
         UserError: `run_dir` is no directory, or one of the JSON files cannot be read.
