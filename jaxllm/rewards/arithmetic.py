@@ -48,7 +48,7 @@ def _expression(answer: str) -> str:
     box = boxed(answer)
     lines = answer.splitlines()  # it ends in no blank one
     text = box if box is not None else (lines[-1] if lines else "")
-    return text.strip().strip("$`").rstrip(". ")
+    return text.strip("$` ").rstrip(".$` ")
 
 
 def _numbers(record: Record) -> collections.Counter[Fraction]:

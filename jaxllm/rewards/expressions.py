@@ -49,7 +49,7 @@ def _tokens(text: str) -> list[str]:
     while place < len(text):
         match = _TOKEN.match(text, place)
         if match is None:
-            raise ValueError(f"{text[place]!r} is of no expression")
+            raise ValueError(f"{text[place:].lstrip()[0]!r} is of no expression")
         tokens.append(match[1])
         place = match.end()
     return tokens

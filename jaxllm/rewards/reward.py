@@ -6,12 +6,16 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxllm.errors import UserError
 
 Record = Mapping[str, Any]
 """The fields of the record that a prompt comes from."""
 
-RewardFunction = Callable[[Sequence[str], Sequence[str], Sequence[Record]], Sequence[float]]
+RewardFunction = Callable[
+    [Sequence[str], Sequence[str], Sequence[Record]], Sequence[float] | np.ndarray
+]
 """Takes prompts, responses and records, one of each for every response; gives a number for each."""
 
 

@@ -148,20 +148,14 @@ class Rewards:
 
 
 def from_scorer(
-    scorer: Callable[[Sequence[str], Sequence[str]], Sequence[float]],
+    scorer: Callable[[Sequence[str], Sequence[str]], Sequence[float] | np.ndarray],
 ) -> RewardFunction:
     """A reward model as a reward function, which needs no record.
 
     Args:
         scorer: takes prompts and responses, gives a number for each pair.
     """
-
-    def scored(
-        prompts: Sequence[str], responses: Sequence[str], _: Sequence[Record]
-    ) -> Sequence[float]:
-        return scorer(prompts, responses)
-
-    return scored
+    return lambda prompts, responses, _: scorer(prompts, responses)
 
 
 def _number(value: Any) -> float:
