@@ -20,12 +20,8 @@ def row(name):
 @pytest.mark.parametrize("name", REWARDS)
 def test_the_table_has_every_reward_and_option_with_its_default(name):
     for field in dataclasses.fields(REWARDS[name]):
-        needed = field.default is dataclasses.MISSING
-        default = field.default if not needed else ""
-        shown = f"`{field.name}`" if needed else f"`{field.name}={default:.0f}`"
-        if not needed and (isinstance(default, bool | str)):
-            shown = f"`{field.name}={default}`"
-        assert shown in row(name)
+        given = "" if field.default is dataclasses.MISSING else f"={field.default}"
+        assert f"`{field.name}{given}`" in row(name)
 
 
 def test_the_examples_are_read_and_the_function_judges(tmp_path, monkeypatch):
