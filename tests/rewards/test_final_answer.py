@@ -40,6 +40,7 @@ def test_a_prompt_may_have_opened_the_thinking():
         (r"\boxed{\frac{3}{4}} {x}", r"\frac{3}{4}"),
         (r"\boxed{\boxed{18}}", "18"),
         (r"\boxed{\{1\}}", r"\{1\}"),
+        (r"\boxed{[0, \{1}", r"[0, \{1"),
         (r"\boxed{a\\}", r"a\\"),
         (r"\boxed{}", ""),
         (r"\boxed{18", None),

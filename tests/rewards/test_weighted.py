@@ -16,6 +16,15 @@ PROMPTS, RESPONSES = ["Make 3.", "Make\n4, " + "please " * 20, "\ud800"], ["a", 
 RECORDS = [{"answer": "3"}, {"answer": "4"}, {"answer": "5"}]
 
 
+class Column:
+    """One row of a table, which some libraries make a number of."""
+
+    ndim = 1
+
+    def __float__(self):
+        return 1.0
+
+
 def lengths(prompts, responses, records):
     return [len(response) for response in responses]
 
@@ -71,7 +80,7 @@ def test_numbers_of_any_kind_are_taken(values):
 
 @pytest.mark.parametrize(
     "wrong",
-    [float("nan"), float("inf"), -np.inf, None, "1", b"1", 1j, [1.0], np.ones(1), 10**400],
+    [float("nan"), float("inf"), -np.inf, None, "1", b"1", 1j, [1.0], Column(), 10**400],
     ids=lambda value: repr(value)[:20],
 )
 def test_a_value_that_is_no_finite_number_is_told_with_its_record(wrong):
@@ -151,6 +160,20 @@ def test_what_is_no_mistake_goes_on_as_it_is(error):
     with pytest.raises(type(error)) as raised:
         WeightedReward("mine", failing)(PROMPTS, RESPONSES, RECORDS)
     assert raised.value is error
+
+
+def test_a_server_that_has_not_answered_is_not_asked_for_each_record():
+    calls = []
+
+    def failing(prompts, responses, records):
+        calls.append(None)
+        if len(calls) == 1:
+            raise TimeoutError(110, "x")
+        return [1.0]
+
+    with pytest.raises(TimeoutError):
+        WeightedReward("mine", failing)(PROMPTS, RESPONSES, RECORDS)
+    assert len(calls) == 1
 
 
 def test_a_server_may_stop_answering_while_the_record_is_looked_for():
