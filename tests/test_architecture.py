@@ -21,6 +21,7 @@ FLOORS = [
     {"objectives"},
     {"inference"},
     {"evaluation"},
+    {"rewards"},
     {"training"},
     {"planning"},
     {"stages"},

@@ -4,7 +4,6 @@ Signatures (Broder 1997) are banded for locality-sensitive hashing (Leskovec, Ra
 "Mining of Massive Datasets", chapter 3). About three kilobytes of memory a text.
 """
 
-import re
 import zlib
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ import numpy as np
 from datasketch import MinHash
 from jaxtyping import UInt32
 
-from jaxllm.data.words import UNSPACED
+from jaxllm.data.words import WORD_OR_MARK
 
 Signature = UInt32[np.ndarray, " permutations"]
 
@@ -23,9 +22,6 @@ _PERMUTATIONS = 64
 _BANDS = 16  # of 4 values: a pair of similarity 0.8 shares a band with probability 0.9998
 _WORDS_PER_SHINGLE = 5
 _SHINGLES_AT_ONCE = 1 << 15  # bounds the memory that one long text takes
-
-# Each sign counts as a word, of which code and sums are made.
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
 
 
 class NearDuplicates:
@@ -68,7 +64,8 @@ def _bands(signature: Signature) -> Iterator[bytes]:
 
 def _shingles(text: str) -> Iterator[UInt32[np.ndarray, " shingles"]]:
     """Hashes of each run of five words, some thousands at a time; of fewer in a shorter text."""
-    words = _WORD.findall(text.lower()) or [text.strip()]
+    # Each sign counts as a word: code and sums are made of them.
+    words = WORD_OR_MARK.findall(text.lower()) or [text.strip()]
     hashes = np.fromiter((zlib.crc32(word.encode()) for word in words), np.uint64, len(words))
     count = max(1, len(words) - _WORDS_PER_SHINGLE + 1)
     mixed = np.zeros(count, np.uint64)

@@ -4,12 +4,14 @@ import re
 from decimal import Decimal, InvalidOperation
 
 # A sign behind a digit, a letter or a bracket is an operation; 1.2.3 is no number, nor has any.
-_NUMBER = (
+NUMBER = (
     r"(?:(?<![\w)])[-+−–])?\$?(?<!\d)(?<!\d[.,])"
     r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?![.,]?\d)"
 )
-_MARKED = re.compile(rf"####\s*({_NUMBER})")
-_ANY = re.compile(_NUMBER)
+"""A regular expression, without groups, of a number as it is written; see `plain_number`."""
+
+_MARKED = re.compile(rf"####\s*({NUMBER})")
+_ANY = re.compile(NUMBER)
 _PLAIN = str.maketrans({",": "", "$": "", "−": "-", "–": "-"})
 
 
@@ -24,7 +26,7 @@ def extract(response: str, target: str) -> str:
         return " ".join(response.split())
     marked = _MARKED.search(response)
     found = [marked[1]] if marked else _ANY.findall(response)
-    return _plain(found[-1]) if found else ""
+    return plain_number(found[-1]) if found else ""
 
 
 def is_right(extracted: str, target: str) -> bool:
@@ -35,13 +37,14 @@ def is_right(extracted: str, target: str) -> bool:
     return _value(extracted) == value
 
 
+def plain_number(number: str) -> str:
+    """What `NUMBER` has matched without `$` and the commas of thousands, its sign an ASCII one."""
+    return number.translate(_PLAIN)
+
+
 def _value(text: str) -> Decimal | None:
-    text = _plain(text.strip())
+    text = plain_number(text.strip())
     try:
         return Decimal(text) if _ANY.fullmatch(text) else None
     except InvalidOperation:
         return None
-
-
-def _plain(number: str) -> str:
-    return number.translate(_PLAIN)

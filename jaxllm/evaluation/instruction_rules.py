@@ -13,9 +13,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 
-from jaxllm.data.words import UNSPACED
+from jaxllm.data.words import UNSPACED, WORD
 
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 _SPACED_END = re.compile(rf"[^\W{UNSPACED}]")
 _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]+(?=[\s\"'”’)\]]|$)|[。！？]+")
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
@@ -73,12 +72,12 @@ def _whole_word(word: str) -> re.Pattern[str]:
 
 
 def _words(response: str) -> int:
-    return sum(1 for _ in _WORD.finditer(response))
+    return sum(1 for _ in WORD.finditer(response))
 
 
 def _sentences(response: str) -> int:
     pieces = _SENTENCE_END.split(response)
-    return sum(1 for piece in pieces if _WORD.search(piece))
+    return sum(1 for piece in pieces if WORD.search(piece))
 
 
 def _paragraphs(response: str) -> int:

@@ -1,0 +1,1 @@
+"""Reward functions and verifiers: what a response is worth, by rules and programs."""
