@@ -2,10 +2,10 @@
 
     python experiments/fine_tuning/run.py --workdir=runs/fine_tuning --data=FOLDER
 
-Pretrains a model of 2.6 million parameters, then trains it further in each way that README.md tells
-of, one run after another; prints the tables as Markdown and draws `curves.png`. What is finished is
-not made again, and what was cut off goes on. `--only=REGEX` makes runs whose whole name matches,
-with those they begin from.
+Pretrains a model of 2.6 million parameters, and one of 4.2 that reads twice as much, then trains
+them further in each way that README.md tells of, one run after another; prints the tables as
+Markdown and draws `curves.png`. What is finished is not made again, and what was cut off goes on.
+`--only=REGEX` makes runs whose whole name matches, with those they begin from.
 
 FOLDER holds JSON lines: the files named below. Logistic regression on TF-IDF wants scikit-learn,
 and its columns stay empty without it.
@@ -13,6 +13,7 @@ and its columns stay empty without it.
 
 import argparse
 import importlib.util
+import itertools
 import json
 import re
 import subprocess
@@ -29,6 +30,7 @@ from jaxllm.data.config import DataConfig
 from jaxllm.data.labels import LabelledKind, LabelsConfig
 from jaxllm.data.selection import split_documents
 from jaxllm.data.split import HELD_OUT, TRAIN
+from jaxllm.models.lora import LoraConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,22 +40,24 @@ TEXT = (
     "pretrain_en_speeches",
     "pretrain_zh_poetry_simplified",
 )
-BASE = (
-    "tokenizer.vocab_size=4096",
-    "model.width=192",
-    "model.heads=3",
-    "batch_size=8",
-    "steps=2000",
-    "eval.every=1000",
-    "checkpoint.every=500",
-    "references=False",
-    "prompt=The",
-)
 
-LANGUAGES = {
-    "english": ("instruct_alpaca_en",),
-    "chinese": ("instruct_gpt4_alpaca_zh", "chat_oasst_zh"),
-}
+
+def _pretraining(width: int, steps: int) -> tuple[str, ...]:
+    return (
+        "tokenizer.vocab_size=4096",
+        f"model.width={width}",
+        f"model.heads={width // 64}",
+        "batch_size=8",
+        f"steps={steps}",
+        "eval.every=1000",
+        "checkpoint.every=500",
+        "references=False",
+        "prompt=The",
+    )
+
+
+BASES = {"base": _pretraining(192, 2000), "larger": _pretraining(256, 4000)}
+
 UNTRAINED = ("steps=1", "optimizer.learning_rate=1e-9")
 """One step that changes nothing, and then the evaluation."""
 _WITH_VOCABULARY = "embedding|.*(query|value)/kernel|.*mlp/.*/kernel"
@@ -61,16 +65,37 @@ WAYS: dict[str, tuple[str, ...]] = {
     "full": (),
     "pairs": ("lora.rank=8",),
     "vocabulary": ("lora.rank=8", f"lora.pattern={_WITH_VOCABULARY}"),
+    "everything": ("lora.rank=8", f"lora.pattern=embedding|{LoraConfig.pattern}"),
 }
 """All parameters; pairs beside all matrices of attention and MLP; pairs beside the vocabulary's
-too, and not beside keys and outputs of attention, so that they are as many."""
+too, and not beside keys and outputs of attention, so that they are as many; and beside all."""
 RATES = {
     "full": ("1e-3", "3e-3", "1e-2"),
     "pairs": ("3e-3", "1e-2", "3e-2"),
     "vocabulary": ("3e-3", "1e-2", "3e-2"),
+    "everything": ("3e-3", "1e-2", "3e-2"),
 }
 """Between which the best lies."""
-STEPS = (100, 300)
+
+
+class Tuning(NamedTuple):
+    """Instructions, learnt in several ways from one base."""
+
+    files: tuple[str, ...]
+    base: str
+    steps: tuple[int, ...]
+    ways: tuple[str, ...]
+    all_rates: bool = True
+    """Whether each way is tried with all of its learning rates, or with the middle one."""
+
+
+_ALPACA = ("instruct_alpaca_en",)
+_CHINESE = ("instruct_gpt4_alpaca_zh", "chat_oasst_zh")
+TUNINGS = {
+    "english": Tuning(_ALPACA, "base", (100, 300), ("full", "pairs", "vocabulary")),
+    "larger": Tuning(_ALPACA, "larger", (300,), ("full", "everything")),
+    "chinese": Tuning(_CHINESE, "base", (300,), ("full", "pairs", "vocabulary"), False),
+}
 
 
 class Task(NamedTuple):
@@ -106,17 +131,16 @@ def runs(data: Path, store: Path) -> dict[str, Run]:
         return "data.train=" + ",".join(str(data / f"{file}.jsonl") for file in files)
 
     kept = f"data.store={store}"
-    made = {"base": Run("pretrain", "", (sources(TEXT), *BASE))}
+    made = {name: Run("pretrain", "", (sources(TEXT), *given)) for name, given in BASES.items()}
     made["published"] = Run("export_hf", "base", ())
-    for language, files in LANGUAGES.items():
-        shared = (sources(files), kept)
-        made[f"{language}-untrained"] = Run("sft", "base", (*shared, *UNTRAINED))
-        for steps in STEPS if language == "english" else STEPS[-1:]:
+    for name, tuning in TUNINGS.items():
+        shared = (sources(tuning.files), kept)
+        made[f"{name}-untrained"] = Run("sft", tuning.base, (*shared, *UNTRAINED))
+        for steps, way in itertools.product(tuning.steps, tuning.ways):
             every = (f"steps={steps}", f"eval.every={min(steps, 150)}")
-            for way, fields in WAYS.items():
-                for rate in RATES[way] if language == "english" else RATES[way][1:2]:
-                    given = (*shared, *every, *fields, f"optimizer.learning_rate={rate}")
-                    made[f"{language}-{way}-{rate}-{steps}"] = Run("sft", "base", given)
+            for rate in RATES[way] if tuning.all_rates else RATES[way][1:2]:
+                given = (*shared, *every, *WAYS[way], f"optimizer.learning_rate={rate}")
+                made[f"{name}-{way}-{rate}-{steps}"] = Run("sft", tuning.base, given)
     for name, task in TASKS.items():
         given = (sources([task.file]), kept, "eval.every=150", *task.fields)
         made[name] = Run("classify", "base", (*given, f"classify.label={task.label}"))
@@ -169,16 +193,16 @@ def _instructions(done: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """The table of held-out losses, each way with its best learning rate."""
     yield "| | steps | way | learning rates | losses | over all parameters | trained |"
     yield "|---|---|---|---|---|---|---|"
-    for language in LANGUAGES:
-        if found := done.get(f"{language}-untrained"):
-            yield f"| {language} | 0 | | | {found['eval/loss']:.3f} | | |"
-        for steps in STEPS:
+    for tuned, tuning in TUNINGS.items():
+        if found := done.get(f"{tuned}-untrained"):
+            yield f"| {tuned} | 0 | | | {found['eval/loss']:.3f} | | |"
+        for steps in tuning.steps:
             full = None
-            for way, rates in RATES.items():
+            for way in tuning.ways:
                 by_rate = {
                     rate: done[name]
-                    for rate in rates
-                    if (name := f"{language}-{way}-{rate}-{steps}") in done
+                    for rate in RATES[way]
+                    if (name := f"{tuned}-{way}-{rate}-{steps}") in done
                 }
                 if not by_rate:
                     continue
@@ -190,7 +214,7 @@ def _instructions(done: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
                     f"**{loss:.3f}**" if loss == min(losses) else f"{loss:.3f}" for loss in losses
                 )
                 told = " / ".join(by_rate)
-                yield f"| {language} | {steps} | {way} | {told} | {shown} | {more} | {trained:,} |"
+                yield f"| {tuned} | {steps} | {way} | {told} | {shown} | {more} | {trained:,} |"
     if found := done.get("published-english-full-3e-3-300"):
         yield f"| english, published | 300 | full | 3e-3 | {found['eval/loss']:.3f} | | |"
 
