@@ -13,14 +13,13 @@ from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
 @pytest.fixture(scope="module")
 def pairs(json_lines):
-    """The better response repeats the prompt's letter, the worse one another; they are as long."""
-    letters = "abcdefgh"
+    """Better and worse responses have letters of their own."""
     return json_lines(
         [
             {
-                "prompt": f"{letters[n % 8]} {n}",
-                "chosen": letters[n % 8] * 3,
-                "rejected": letters[(n + 1 + n // 8 % 7) % 8] * 3,
+                "prompt": f"Say {n}",
+                "chosen": "abcd"[n % 4] * 3,
+                "rejected": "mnop"[n // 4 % 4] * 3,
                 "source": "odd" if n % 2 else "even",
             }
             for n in range(120)
@@ -57,7 +56,6 @@ def test_a_reward_model_learns_and_scores(prefer, command, curve, pairs, json_li
     assert losses[8] < losses[1]
     summary = summary_of(run)
     assert {"preference/even/accuracy", "preference/odd/accuracy"} <= set(summary)
-    assert summary["eval/longer_is_better"] == 0.5  # all as long
     assert summary["eval/accuracy"] == pytest.approx(curve(run, "eval/accuracy")[8], abs=1e-6)
     rewards = json.loads((run / "rewards.json").read_text())
     assert rewards["references"] > 50
