@@ -1,6 +1,7 @@
 """The model that the benchmarks share: a Llama of 8.5 M parameters, ours and Transformers'."""
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 WIDTH, LAYERS, HEADS, MLP, VOCAB = 256, 8, 4, 704, 8192
@@ -16,8 +17,11 @@ class Training(NamedTuple):
     """Of `make_train_step`."""
 
 
-def jaxllm_training() -> Training:
-    """Our model with AdamW on one device, in a process set up as for the stage `pretrain`."""
+def jaxllm_training(objective_of: Callable[[Any], Any] | None = None) -> Training:
+    """Our model with AdamW on one device, in a process set up as for the stage `pretrain`.
+
+    `objective_of` makes the objective of the model; None: next-token prediction.
+    """
     import jax
 
     from jaxllm.host_memory import keep_freed_memory_on_cpu
@@ -33,7 +37,7 @@ def jaxllm_training() -> Training:
     model = architecture(ModelConfig(layers=LAYERS, width=WIDTH, heads=HEADS, mlp_width=MLP), VOCAB)
     optimizer = make_optimizer(OptimizerConfig())
     step = make_train_step(
-        next_token(model, CrossEntropyConfig()),
+        objective_of(model) if objective_of else next_token(model, CrossEntropyConfig()),
         optimizer,
         learning_rate_schedule(OptimizerConfig(), steps=1000),
         micro_batches=1,

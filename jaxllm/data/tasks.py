@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxllm.data.permutation import Permutation
 
-TASKS_VERSION = 1
+TASKS_VERSION = 2
 """Changes when the same task, part and seed give other records."""
 
 Fields = dict[str, Any]
@@ -86,7 +86,20 @@ class Task:
         for turn in range(start, max(level.count for level in self.levels)):
             for level, key, order in zip(self.levels, keys, orders, strict=True):
                 if turn < level.count:
-                    yield level.make(Draw(order(turn), f"{key} {turn}"))
+                    draw = Draw(order(turn), f"{key} {turn}")
+                    fields = level.make(draw)
+                    response = fields["response"]
+                    yield fields | {"chosen": response, "rejected": _spoilt(draw, response)}
+
+
+def _spoilt(draw: Draw, response: str) -> str:
+    """The response with one digit or letter changed into another."""
+    places = [place for place, sign in enumerate(response) if sign.isalnum()]
+    place = places[draw.any(len(places))]
+    signs = string.digits if response[place].isdigit() else string.ascii_lowercase
+    shift = 1 + draw.any(len(signs) - 1)
+    other = signs[(signs.index(response[place]) + shift) % len(signs)]
+    return response[:place] + other + response[place + 1 :]
 
 
 def _arithmetic(draw: Draw, operation: str, first: int, second: int) -> Fields:

@@ -109,6 +109,16 @@ def test_a_record_serves_as_text_as_an_example_and_as_a_verified_prompt(task):
 
 
 @every_task
+def test_the_rejected_response_has_one_sign_wrong(task):
+    for record in task.records(range(200), 0):
+        chosen, rejected = record["chosen"], record["rejected"]
+        assert chosen == record["response"]
+        assert len(rejected) == len(chosen)
+        (pair,) = [(a, b) for a, b in zip(chosen, rejected, strict=True) if a != b]
+        assert all(map(str.isdigit, pair)) or all(map(str.islower, pair))
+
+
+@every_task
 def test_no_prompt_comes_twice(task):
     assert len({record["prompt"] for record in task.records(range(5000), 1)}) == 5000
 
@@ -130,7 +140,10 @@ def small_task():
     """13 records: three of one level, ten of the other."""
 
     def level(name, high):
-        return Level(lambda draw: {"prompt": f"{name}{draw.own(1, high)}"}, high)
+        def make(draw):
+            return {"prompt": f"{name}{draw.own(1, high)}", "response": "a"}
+
+        return Level(make, high)
 
     return Task("small", (level("a", 3), level("b", 10)))
 
@@ -176,4 +189,4 @@ def test_the_records_are_those_of_this_version():
     for name in ("arithmetic", "chain", "countdown", "copying", "sorting"):
         digest.update(json.dumps(records(name, 200, 7)).encode())
     # Where this fails, runs made with other records must not be resumed: raise TASKS_VERSION.
-    assert (TASKS_VERSION, digest.hexdigest()[:16]) == (1, "4b41349260a3211b")
+    assert (TASKS_VERSION, digest.hexdigest()[:16]) == (2, "9bdd1825f514f3b4")
