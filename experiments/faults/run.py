@@ -15,7 +15,8 @@ over other processes, devices or another mesh. Every run is judged against one t
 Prints a line for each run and a table; ends with 1 if a run failed. `outcomes.jsonl` tells all of
 each run, and what a failed run left stays. README.md has the table as it was seen.
 
-`--task=lora` does so with a run that fine-tunes a model, made first: `sft`, `lora` or `classify`.
+`--task=lora` does so with a run that fine-tunes a model, made first: `sft`, `lora`,
+`classify`, `reward` or `dpo`.
 `--only=kill,term-one --processes=2 --runs=10` chooses, and options of `jaxllm.main` may follow,
 such as `--config.model.width=256`. A full disk needs the right to mount a file system.
 """
@@ -69,6 +70,8 @@ TASKS = {
     "sft": ("sft.py", ("--config.max_new_tokens=4",)),
     "lora": ("sft.py", ("--config.max_new_tokens=4", "--config.lora.rank=2")),
     "classify": ("classify.py", ("--config.train.trainable=last:1",)),
+    "reward": ("reward.py", ()),
+    "dpo": ("dpo.py", ("--config.max_new_tokens=4", "--config.lora.rank=2")),
 }
 """What runs do: the configuration, and settings beside those of all."""
 
@@ -234,6 +237,11 @@ def _write_corpus(path: Path, task: str) -> None:
             record = {"text": " ".join(text), "label": text[0] < "h"}
             if task in ("sft", "lora"):
                 record = {"prompt": " ".join(text[:5]), "response": " ".join(text[5:30])}
+            if task in ("reward", "dpo"):
+                answer = text[5:15]
+                shuffled = draw.sample(answer, len(answer))
+                record = {"prompt": " ".join(text[:5]), "chosen": " ".join(answer)}
+                record["rejected"] = " ".join([*shuffled, draw.choice(words)])
             file.write(f"{json.dumps(record)}\n")
 
 

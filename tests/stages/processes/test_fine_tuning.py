@@ -25,6 +25,16 @@ LABELLED = [
 ]
 
 
+PAIRS = [
+    {
+        "prompt": f"Say {n}",
+        "chosen": "abcd"[n % 4] * 3,
+        "rejected": "mnop"[n // 4 % 4] * (1 + n % 4),
+    }
+    for n in range(80)
+]
+
+
 def scores_of(run):
     summary = json.loads((run / "summary.json").read_text())
     return {name: value for name, value in summary.items() if name.startswith("eval/")}
@@ -48,8 +58,22 @@ def scores_of(run):
             {"eval/accuracy", "eval/macro_f1", "eval/loss"},
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            "reward",
+            PAIRS,
+            {"data.seq_len": 48},
+            {"eval/accuracy", "eval/loss", "eval/calibration_error"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "dpo",
+            PAIRS,
+            {"data.seq_len": 48, "mesh.fsdp": 2},
+            {"eval/accuracy", "eval/loss", "eval/log_ratio"},
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["lora", "sft", "classify"],
+    ids=["lora", "sft", "classify", "reward", "dpo"],
 )
 def test_several_processes_fine_tune_as_one_does_and_go_on_after_a_fault(
     arguments,
