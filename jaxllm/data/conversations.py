@@ -51,7 +51,7 @@ class ConversationReader:
             passages = text_passages(record, marked, clean)
             return [Passage(json_line({"text": text}), group) for text, group in passages]
         cleaned = checked_messages([cleaned_message(message, clean) for message in messages])
-        tools = _tools(fields.get("tools"))
+        tools = read_tools(fields.get("tools"))
         conversation = {"messages": cleaned} | ({"tools": tools} if tools else {})
         return [Passage(json_line(conversation), record.group or question_group(cleaned))]
 
@@ -122,8 +122,12 @@ def _call(content: str, where: str) -> dict[str, Any]:
     return {"type": "function", "function": call}
 
 
-def _tools(tools: Any) -> list[Any]:
-    """What may be called; written as JSON by some, as Parquet has no place for any object."""
+def read_tools(tools: Any) -> list[Any]:
+    """What may be called; written as JSON by some, as Parquet has no place for any object.
+
+    Raises:
+        ValueError: it is no list of objects.
+    """
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)

@@ -38,9 +38,10 @@ _PLAN = "plan.json"
 Pieces = Int64[np.ndarray, "pieces 2"]
 Bounds = Int64[np.ndarray, " rows_and_end"]
 Places = Int64[np.ndarray, " pieces"]
-OfParts = Float32[np.ndarray, " parts"]
+Parts = Int64[np.ndarray, " parts"]
+PartValues = Float32[np.ndarray, " parts"]
 """A number for each part of a shard's documents."""
-NOTHING: Mapping[str, Sequence[OfParts]] = MappingProxyType({})
+NO_VALUES: Mapping[str, Sequence[PartValues]] = MappingProxyType({})
 """No such numbers."""
 
 
@@ -49,7 +50,7 @@ def packed_rows(
     packing: str,
     seq_len: int,
     document_mask: bool = True,
-    of_parts: Mapping[str, Sequence[OfParts]] = NOTHING,
+    part_values: Mapping[str, Sequence[PartValues]] = NO_VALUES,
 ) -> TokenRows:
     """The rows of a store; a plan that is needed is made, or opened if it was made before.
 
@@ -58,7 +59,7 @@ def packed_rows(
         packing: one of `PACKINGS`.
         seq_len: tokens in a row.
         document_mask: False makes a row one segment, with positions running through it.
-        of_parts: more that rows are to tell of the parts of documents: for each name the numbers
+        part_values: more that rows are to tell of the parts of documents: for each name the numbers
             of each shard's parts.
     """
     if packing == "concat":
@@ -70,7 +71,7 @@ def packed_rows(
             # Another process may have made it while this one waited.
             if not _is_planned(store, folder):
                 _write_plan(folder, store, packing, seq_len)
-    return PlannedRows(store, folder, seq_len, document_mask, of_parts)
+    return PlannedRows(store, folder, seq_len, document_mask, part_values)
 
 
 class PlannedRows(ShardedRows):
@@ -83,8 +84,8 @@ class PlannedRows(ShardedRows):
 
     Where documents have parts, these are the segments, each with positions of its own, and a row
     has more arrays: `ranking_ids` int32, 1, 2, … for its documents in order, 0 at padding;
-    `scores` float32, at each token that of its part; and those of `of_parts`, by their names, with
-    the value of a part at its last token and 0 elsewhere.
+    `scores` float32, at each token that of its part; and those of `part_values`, by their names,
+    with the value of a part at its last token and 0 elsewhere.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class PlannedRows(ShardedRows):
         folder: Path,
         seq_len: int,
         document_mask: bool = True,
-        of_parts: Mapping[str, Sequence[OfParts]] = NOTHING,
+        part_values: Mapping[str, Sequence[PartValues]] = NO_VALUES,
     ) -> None:
         """Opens the shards of `store` and the plan in `folder`."""
         self._document_mask = document_mask
@@ -101,7 +102,7 @@ class PlannedRows(ShardedRows):
             (store.parts(number).view(np.ndarray), store.scores(number).view(np.ndarray))
             for number in range(len(store.shards) if store.most_parts else 0)
         ]
-        self._of_parts = of_parts
+        self._part_values = part_values
         self._trained = [
             store.trained(number).view(np.ndarray) if store.masked else None
             for number in range(len(store.shards))
@@ -148,10 +149,7 @@ class PlannedRows(ShardedRows):
     def _fill_parts(self, row: Row, shard: int, begins: Places, lengths: Places) -> None:
         """Sets what follows from the parts of the documents that begin at `begins`."""
         starts, scores = self._parts[shard]
-        first, end = np.searchsorted(starts, begins), np.searchsorted(starts, begins + lengths)
-        counts = end - first
-        parts = np.concatenate([np.arange(*span) for span in zip(first, end, strict=True)])
-        ranking = np.repeat(np.arange(len(counts)), counts)
+        parts, ranking = self._parts_of(shard, begins, lengths)
         # Where each part starts in the row, which has its documents end to end.
         places = starts[parts] - begins[ranking] + (np.cumsum(lengths) - lengths)[ranking]
         size = int(lengths.sum())
@@ -160,24 +158,28 @@ class PlannedRows(ShardedRows):
         row["positions"][:size] = np.arange(size) - np.repeat(places, sizes)
         row["ranking_ids"][:size] = np.repeat(ranking + 1, sizes)
         row["scores"][:size] = np.repeat(scores[parts], sizes)
-        for name, of_shards in self._of_parts.items():
+        for name, of_shards in self._part_values.items():
             row[name][places + sizes - 1] = of_shards[shard][parts]
 
-    def parts_of(self, index: int) -> tuple[int, Places]:
+    def parts_of(self, index: int) -> tuple[int, Parts]:
         """The shard of a row, and which of the shard's parts are the row's segments, in order."""
         shard, number = self._find(index)
         _, pieces, bounds = self._shards[shard]
         begins, lengths = pieces[bounds[number] : bounds[number + 1]].T
+        return shard, self._parts_of(shard, begins, lengths)[0]
+
+    def _parts_of(self, shard: int, begins: Places, lengths: Places) -> tuple[Parts, Parts]:
+        """The parts of documents, and the number of the document that each is of."""
         starts, _ = self._parts[shard]
         first, end = np.searchsorted(starts, begins), np.searchsorted(starts, begins + lengths)
-        spans = zip(first, end, strict=True)
-        return shard, np.concatenate([np.arange(*span) for span in spans])
+        parts = np.concatenate([np.arange(*span) for span in zip(first, end, strict=True)])
+        return parts, np.repeat(np.arange(len(begins)), end - first)
 
     def empty(self) -> Row:
         row = empty_row(self.seq_len)
         if self._parts:
             row["ranking_ids"] = np.zeros(self.seq_len, np.int32)
-            for name in ("scores", *self._of_parts):
+            for name in ("scores", *self._part_values):
                 row[name] = np.zeros(self.seq_len, np.float32)
         return row
 

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus
 from jaxllm.data.mixture import Mixture, mix, rows_in_epochs
-from jaxllm.data.packing import NOTHING, OfParts, packed_rows
+from jaxllm.data.packing import NO_VALUES, PartValues, packed_rows
 from jaxllm.data.rows import TokenRows
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
@@ -56,7 +56,9 @@ def training_rows(
     corpus: Corpus,
     seed: int,
     count: int,
-    of_parts: Callable[[TokenStore], Mapping[str, Sequence[OfParts]]] = lambda store: NOTHING,
+    part_values: Callable[[TokenStore], Mapping[str, Sequence[PartValues]]] = lambda store: (
+        NO_VALUES
+    ),
 ) -> TrainingRows:
     """The rows of a corpus as training draws them.
 
@@ -65,13 +67,13 @@ def training_rows(
         corpus: the tokenised sources.
         seed: of the order of rows.
         count: how many will be drawn.
-        of_parts: what rows of a store are to tell more (`packed_rows`).
+        part_values: what rows of a store are to tell more (`packed_rows`).
 
     Raises:
         UserError: a source has no full row, or the limits of epochs allow fewer rows than `count`.
     """
     sources = tuple(
-        packed_rows(store, data.packing, data.seq_len, data.document_mask, of_parts(store))
+        packed_rows(store, data.packing, data.seq_len, data.document_mask, part_values(store))
         for store in corpus.train
     )
     for entry, store in zip(corpus.entries, corpus.train, strict=True):

@@ -1,5 +1,6 @@
 """How well rewards tell which of two responses is preferred, and how much of that is length."""
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64
 
+_MOST_SOURCES = 20  # that are named; the accuracy of more says little
+_OTHERS = "others"
 _BINS = 10
 """Of confidence between 1/2 and 1, in a calibration table."""
 
@@ -48,7 +51,7 @@ def preference_scores(rankings: Sequence[RatedRanking]) -> dict[str, float]:
     - `eval/calibration_error`: the mean distance of the share of right pairs from the probability
       σ(|r - r'|) that was given to them, by bins of it (Guo et al. 2017,
       https://arxiv.org/abs/1706.04599).
-    - `preference/SOURCE/accuracy` and `…/rankings`.
+    - `preference/SOURCE/accuracy` and `…/rankings`, of the 20 commonest sources and all others.
     """
     pairs = _pairs(rankings)
     if not len(pairs.weights):
@@ -68,10 +71,17 @@ def preference_scores(rankings: Sequence[RatedRanking]) -> dict[str, float]:
         if chosen.any():
             found = _mean(right[chosen], pairs.weights[chosen])
             scores[f"eval/accuracy/better_is_{name}"] = found
-    for source in dict.fromkeys(pairs.sources):
-        chosen = np.array([other == source for other in pairs.sources])
+    counts = collections.Counter(ranking.source for ranking in rankings)
+    named = {source for source, _ in counts.most_common(_MOST_SOURCES)}
+    names = np.array([name if name in named else _OTHERS for name in pairs.sources])
+    for source in dict.fromkeys(names.tolist()):
+        chosen = names == source
         scores[f"preference/{source}/accuracy"] = _mean(right[chosen], pairs.weights[chosen])
-        count = sum(ranking.source == source for ranking in rankings)
+        count = (
+            counts[source]
+            if source in named
+            else counts.total() - sum(counts[name] for name in named)
+        )
         scores[f"preference/{source}/rankings"] = float(count)
     return scores
 

@@ -7,11 +7,15 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from jaxllm import config as configuration
 from jaxllm.checkpoints.load import LoadedModel, load_model, model_config_of
 from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.data.cleaning import Cleaner, CleaningConfig
+from jaxllm.data.config import DataConfig
+from jaxllm.data.conversations import cleaned_message
 from jaxllm.data.preferences import ResponseIds, fitted_responses, response_ids
 from jaxllm.errors import UserError
-from jaxllm.inference.classifier import outputs_of
+from jaxllm.inference.heads import outputs_of
 from jaxllm.models.config import TransformerConfig
 from jaxllm.objectives.objective import Params
 from jaxllm.tokenizers.chat_template import ChatTemplate, Message, chat_template
@@ -31,6 +35,8 @@ class RewardModel:
     mean: float = 0.0
     """Reward of the reference answers, which is taken from all, so that theirs is 0."""
     batch_size: int = 32
+    cleaning: CleaningConfig | None = None
+    """What is done to each text first; None: nothing."""
 
     def __call__(
         self, prompts: Sequence[Sequence[Message]], responses: Sequence[str]
@@ -39,11 +45,15 @@ class RewardModel:
 
         Raises:
             UserError: the template cannot render one.
+            ValueError: it writes nothing of a response.
         """
-        found = [
-            response_ids(self.template, messages, [response])[0]
-            for messages, response in zip(prompts, responses, strict=True)
-        ]
+        clean = Cleaner(self.cleaning) if self.cleaning else None
+        found = []
+        for messages, response in zip(prompts, responses, strict=True):
+            if clean:
+                messages = [cleaned_message(dict(message), clean) for message in messages]
+                response = clean(response) or ""
+            found += response_ids(self.template, messages, [response])
         return self.of_ids(found)
 
     def of_ids(self, responses: Sequence[ResponseIds]) -> list[float]:
@@ -62,9 +72,15 @@ def load_reward_model(path: str | Path, mesh: Mesh, batch_size: int = 32) -> Rew
     """
     model_config_of(path)  # a wrong path is told as such
     run = RunDirectory(path)
-    if run.config().get("stage") != "reward":
+    if not is_reward_model(path):
         raise UserError(f"{path}: is no run of the stage reward.")
     return reward_model_of(run, load_model(path, mesh), batch_size)
+
+
+def is_reward_model(path: str | Path) -> bool:
+    """Whether `path` is a run of the stage `reward`."""
+    run = RunDirectory(path)
+    return run.config_path.exists() and run.config().get("stage") == "reward"
 
 
 def reward_model_of(run: RunDirectory, loaded: LoadedModel, batch_size: int = 32) -> RewardModel:
@@ -75,6 +91,8 @@ def reward_model_of(run: RunDirectory, loaded: LoadedModel, batch_size: int = 32
         mean = 0.0
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run.rewards}: cannot be read ({error}).") from None
-    context = int(run.group("data")["seq_len"])
+    data = configuration.from_dict(DataConfig, run.group("data"), "data")
     template = chat_template(loaded.tokenizer)
-    return RewardModel(loaded.model, loaded.params, template, context, mean, batch_size)
+    return RewardModel(
+        loaded.model, loaded.params, template, data.seq_len, mean, batch_size, data.cleaning
+    )

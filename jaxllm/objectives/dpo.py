@@ -8,12 +8,12 @@ of a response, and Δ the difference of y⁺ and y⁻ in log π(y) - log π_ref(
              https://ericmitchell.ai/cdpo.pdf
     ipo      (Δ - 1/(2β))²                           Azar et al. 2023,
              https://arxiv.org/abs/2310.12036
-    hinge    max(0, 1 - β Δ)                         SLiC: Zhao et al. 2023,
-             https://arxiv.org/abs/2305.10425
+    hinge    max(0, 1 - β Δ)                         Liu et al. 2023, https://arxiv.org/abs/2309.06657
     simpo    -log σ(β (log π(y⁺)/|y⁺| - log π(y⁻)/|y⁻|) - γ)        no reference; Meng et al. 2024,
              https://arxiv.org/abs/2405.14734
-    orpo     -log π(y⁺)/|y⁺| + β · -log σ(log odds(y⁺) - log odds(y⁻)), odds(y) = p/(1-p) of
-             p = π(y)^(1/|y|)                        no reference; Hong et al. 2024,
+    orpo     -β log σ(log odds(y⁺) - log odds(y⁻)), odds(y) = p/(1-p) of p = π(y)^(1/|y|), and
+             beside it -log π by token over all best responses of the batch
+                                                     no reference; Hong et al. 2024,
              https://arxiv.org/abs/2403.07691
 """
 
@@ -72,6 +72,8 @@ class DpoLossConfig:
                 raise ValueError(
                     f"{name}: {self.loss} does not read it, but only {loss}; leave it at {default}"
                 )
+        if self.loss == "simpo" and self.beta < 1:
+            raise ValueError(f"beta: {self.beta:g} is too little for simpo; 2 to 10 are usual")
         if self.loss == "orpo" and self.best_response:
             raise ValueError("best_response: orpo has it already; leave it at 0")
 

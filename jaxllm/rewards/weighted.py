@@ -77,23 +77,27 @@ class WeightedReward:
         return f"it raises {_short(text, _TOLD)}{_line(error, self.function)}; mend it."
 
     def _checked(self, values: Any, prompts: Sequence[str]) -> Values:
-        listed = hasattr(values, "__len__") and hasattr(values, "__getitem__")
-        if not listed or isinstance(values, str | bytes | Mapping):
+        listed = hasattr(values, "__len__") and not isinstance(values, str | bytes | Mapping)
+        try:
+            found = list(values) if listed else None
+        except Exception:  # whatever it is
+            found = None
+        if found is None:
             raise UserError(
                 f"the reward {self.name}: it returns {_short(repr(values))}, of the type "
                 f"{type(values).__name__}; return a list of numbers, one for each response."
             )
-        if len(values) != len(prompts):
+        if len(found) != len(prompts):
             raise UserError(
-                f"the reward {self.name}: it returns {len(values)} numbers for {len(prompts)} "
+                f"the reward {self.name}: it returns {len(found)} numbers for {len(prompts)} "
                 "responses; return one for each, in their order."
             )
         checked = np.zeros(len(prompts))
         for index in range(len(prompts)):
-            number = _number(values[index])
+            number = _number(found[index])
             if not math.isfinite(number):
                 raise UserError(
-                    f"{self._where(index, prompts)}: it gives {_short(repr(values[index]))}, "
+                    f"{self._where(index, prompts)}: it gives {_short(repr(found[index]))}, "
                     "which is no finite number; return one."
                 )
             checked[index] = number

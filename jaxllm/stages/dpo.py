@@ -1,6 +1,8 @@
 """The `dpo` stage: a tuned model and preferences in, a model that answers as is preferred out."""
 
 import dataclasses
+import functools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,26 +11,34 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm import trees
+from jaxllm.checkpoints.base import (
+    REFERENCE,
+    base_path,
+    check_base,
+    parameter_checksums,
+    record_base,
+    recorded_checksums,
+)
 from jaxllm.checkpoints.load import load_model
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
-from jaxllm.data.packing import OfParts
-from jaxllm.data.preferences import PreferenceKind
+from jaxllm.data.packing import PartValues
+from jaxllm.data.preferences import PreferenceKind, check_preference_data, layout_of
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator
+from jaxllm.inference.reference import Reference
 from jaxllm.models.config import TransformerConfig, bare
 from jaxllm.models.families import architecture
 from jaxllm.models.lora import PAIRS
+from jaxllm.models.quantised import rounded
 from jaxllm.models.transformer import check_length, param_shapes
 from jaxllm.objectives.dpo import DpoLossConfig, dpo
 from jaxllm.objectives.objective import Batch, Objective, Params
-from jaxllm.sharding.processes import is_main
+from jaxllm.sharding.processes import from_main, is_main
 from jaxllm.stages.answer_samples import AnsweringConfig, answer_samples
 from jaxllm.stages.fit import check_patterns
 from jaxllm.stages.held_out import HeldOut
-from jaxllm.stages.reference_log_probs import Reference
-from jaxllm.stages.reward import check_preference_data, layout_of
 from jaxllm.stages.training_run import (
     TrainingRun,
     model_to_continue,
@@ -82,6 +92,15 @@ class DpoConfig(AnsweringConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_preference_data(self.data)
+        if (
+            self.dpo.live_reference
+            and self.lora.rank
+            and self.train.trainable not in (".*", "lora")
+        ):
+            raise ValueError(
+                "dpo.live_reference: is the base without pairs, and train.trainable changes it; "
+                "leave one of both out"
+            )
 
     @property
     def trained(self) -> str:
@@ -133,8 +152,9 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
     corpus.tokenizer.chat_template = template.source
     stores = (*corpus.train, corpus.eval)
     model = architecture(config.model, corpus.tokenizer.vocab_size)
-    of_parts = _stored_reference(run, stores, model)
-    rows = run.rows(config.data, corpus, lambda store: of_parts[store.path])
+    origin = _Origin(run)
+    part_values = _stored_reference(run, stores, model, origin)
+    rows = run.rows(config.data, corpus, lambda store: part_values[store.path])
     largest = max(store.most_parts for store in stores)
     objective = dpo(model, config.dpo, largest, _live_reference(config))
     write_samples = answer_samples(run, corpus, template, model, config.data.seq_len, _asked)
@@ -145,9 +165,11 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
         run.mesh,
         _measure(objective, config.dpo),
         lambda step, params: write_samples(step, _policy(params)),
-        of_parts[corpus.eval.path],
+        part_values[corpus.eval.path],
     )
     run.begin(corpus, rows)
+    if config.dpo.has_reference:
+        origin.record()
     held = config.dpo.live_reference and not config.lora.rank
     shapes = run.param_shapes(model)
     scores = run.train(
@@ -155,7 +177,7 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
         model,
         objective,
         evaluation,
-        initial_params=(lambda: _with_reference(run.loaded_params(model))) if held else None,
+        initial_params=(lambda: _with_reference(origin.params)) if held else None,
         param_shapes={**shapes, _REFERENCE: shapes} if held else None,
     )
     if not is_main():
@@ -167,20 +189,66 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
     return run.data_scores(corpus, rows) | scores | counts
 
 
+class _Origin:
+    """The model that a run begins from and is held to: the same one in each life of the run."""
+
+    def __init__(self, run: TrainingRun[DpoConfig]) -> None:
+        self._run = run
+        self.known = from_main((run.directory.path / REFERENCE.file).exists)
+
+    @functools.cached_property
+    def checksums(self) -> dict[str, int]:
+        """Of its parameters."""
+        if self.known:
+            return recorded_checksums(self._run.directory, REFERENCE)
+        return parameter_checksums(self.params)
+
+    @functools.cached_property
+    def params(self) -> dict[str, Any]:
+        """Its parameters, as the policy stands on them.
+
+        Raises:
+            UserError: they are not those that the run began with.
+        """
+        run, directory = self._run, self._run.directory
+        init = str(base_path(directory, REFERENCE)) if self.known else run.config.init
+        params = load_model(init, run.mesh, bare(run.config.model)).params
+        if self.known:
+            check_base(directory, init, parameter_checksums(params), REFERENCE)
+        return params
+
+    def record(self) -> None:
+        """Writes which it is, in the first life."""
+        if not self.known:
+            checksums = self.checksums
+            if is_main():
+                directory = self._run.directory
+                record_base(directory, self._run.config.init, checksums, REFERENCE)
+
+
 def _stored_reference(
-    run: TrainingRun[DpoConfig], stores: Sequence[TokenStore], model: TransformerConfig
-) -> dict[Path, Mapping[str, Sequence[OfParts]]]:
+    run: TrainingRun[DpoConfig],
+    stores: Sequence[TokenStore],
+    model: TransformerConfig,
+    origin: _Origin,
+) -> dict[Path, Mapping[str, Sequence[PartValues]]]:
     """What rows of each store tell of the reference; nothing where it is not asked before."""
-    config = run.config
+    config, data = run.config, run.config.data
     if config.dpo.live_reference or not config.dpo.has_reference:
         return {store.path: {} for store in stores}
+    how = config.lora.base
     with run.ledger.spending("data"):
-        params = load_model(config.init, run.mesh, bare(config.model)).params
-        reference = Reference(model, params, run.mesh)
-        size = config.batch_size // config.micro_batches
-        data = config.data
+        identity = json.dumps([origin.checksums, how])
+        # As it stands under the pairs, if there are any.
+        load = (
+            (lambda: jax.jit(rounded, static_argnums=1)(origin.params, how))
+            if how
+            else (lambda: origin.params)
+        )
+        reference = Reference(model, identity, load, run.mesh)
+        rows = config.batch_size // config.micro_batches
         return {
-            store.path: reference.of_store(store, data.packing, data.seq_len, size)
+            store.path: reference.of_store(store, data.packing, data.seq_len, rows)
             for store in stores
         }
 

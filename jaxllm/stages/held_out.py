@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from jaxllm import trees
 from jaxllm.data.batches import EvalBatches
 from jaxllm.data.config import DataConfig
-from jaxllm.data.packing import NOTHING, OfParts, packed_rows
+from jaxllm.data.packing import NO_VALUES, PartValues, packed_rows
 from jaxllm.data.store import TokenStore
 from jaxllm.objectives.objective import Batch, Params
 from jaxllm.sharding.mesh import batch_sharding
@@ -31,7 +31,7 @@ class HeldOut:
         mesh: Mesh,
         measure: Measure,
         write_samples: WriteSamples,
-        of_parts: Mapping[str, Sequence[OfParts]] = NOTHING,
+        part_values: Mapping[str, Sequence[PartValues]] = NO_VALUES,
     ) -> None:
         """Args:
         config: of the stage.
@@ -40,10 +40,10 @@ class HeldOut:
         mesh: where batches go.
         measure: gives scores of parameters on batches.
         write_samples: shows what parameters make of some texts.
-        of_parts: what rows are to tell more of the parts of documents (`packed_rows`).
+        part_values: what rows are to tell more of the parts of documents (`packed_rows`).
         """
         self._config, self._measure, self._write_samples = config, measure, write_samples
-        self._rows = packed_rows(store, data.packing, data.seq_len, data.document_mask, of_parts)
+        self._rows = packed_rows(store, data.packing, data.seq_len, data.document_mask, part_values)
         self._sharding = batch_sharding(mesh)
         self._latest: dict[int, dict[str, float]] = {}
 

@@ -3,23 +3,29 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
-from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.checkpoints.load import load_model
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus
-from jaxllm.data.preferences import PreferenceKind, ResponseIds, response_ids
+from jaxllm.data.preferences import (
+    PreferenceKind,
+    Preferences,
+    ResponseIds,
+    check_preference_data,
+    layout_of,
+)
 from jaxllm.data.split import HELD_OUT, TRAIN
 from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator
 from jaxllm.evaluation.preferences import RatedRanking, calibration, preference_scores
 from jaxllm.files import write_json
-from jaxllm.inference.reward_model import RewardModel, load_reward_model
+from jaxllm.inference.reward_model import RewardModel, is_reward_model
 from jaxllm.models.config import HeadConfig, ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.transformer import check_length, param_shapes
@@ -37,13 +43,11 @@ from jaxllm.stages.training_run import (
     with_pairs,
     work_directory,
 )
-from jaxllm.tokenizers.chat_template import ChatTemplate, chat_template
 from jaxllm.tokenizers.config import TokenizerConfig
-from jaxllm.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from jaxllm.tokenizers.tokenizer import load_tokenizer
 
 _SAMPLES = 3
 _REFERENCES = 500  # preferred training responses whose mean reward becomes 0
-_SHORTEST_ROW = 8  # two of a prompt's last token, a token of the response, and what ends it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,33 +88,6 @@ class RewardConfig(ModelTrainingFields):
     def trained(self) -> str:
         # The head stands where the output matrix did, which would only decay.
         return f"(?!output)(?:{super().trained})"
-
-
-def check_preference_data(data: DataConfig) -> None:
-    """Checks that rankings can lie in rows as the data is packed.
-
-    Raises:
-        ValueError: they cannot.
-    """
-    if data.packing == "concat":
-        raise ValueError(
-            "data.packing: concat would cut rankings; take best_fit, or none to give each a row of "
-            "its own"
-        )
-    if not data.document_mask:
-        raise ValueError("data.document_mask: responses must not see each other; leave it True")
-    if data.seq_len < _SHORTEST_ROW:
-        raise ValueError(f"data.seq_len: {_SHORTEST_ROW} is the least that holds two responses")
-
-
-def layout_of(tokenizer: Tokenizer, named: str, field: str) -> ChatTemplate:
-    """The template by which prompts and responses are laid out.
-
-    Raises:
-        UserError: as `chat_template`.
-    """
-    own = "" if tokenizer.chat_template else "bos_separated"
-    return chat_template(tokenizer, named or own, field)
 
 
 def run(config: RewardConfig, workdir: Path | None) -> None:
@@ -154,7 +131,7 @@ def _check(config: RewardConfig, tokenizer: TokenizerConfig) -> None:
 def _work(run: TrainingRun[RewardConfig]) -> dict[str, float]:
     """The run itself; its scores."""
     config = run.config
-    # Of `init`, and not the run's own copy, which keeps the template that was found then.
+    # In later lives the run's own copy, which has the template that was found in the first.
     template = layout_of(
         load_tokenizer(run.tokenizer.path), config.reward.template, "config.reward.template"
     )
@@ -171,10 +148,12 @@ def _work(run: TrainingRun[RewardConfig]) -> dict[str, float]:
         corpus.eval,
         run.mesh,
         _measure(objective),
-        _samples(run, corpus, template, model),
+        _samples(run, corpus, model),
     )
-    run = dataclasses.replace(run, keeps_head=_is_reward_model(config.init))
+    run = dataclasses.replace(run, keeps_head=is_reward_model(config.init))
     run.begin(corpus, rows)
+    if is_main():
+        run.directory.rewards.unlink(missing_ok=True)  # of an earlier life, with other parameters
     scores = run.train(rows, model, objective, evaluation)
     rated = _rated(run, corpus)
     if not is_main():
@@ -184,12 +163,6 @@ def _work(run: TrainingRun[RewardConfig]) -> dict[str, float]:
         "data/dropped": float(sum(store.dropped for store in stores)),
     }
     return run.data_scores(corpus, rows) | scores | counts | rated
-
-
-def _is_reward_model(init: str) -> bool:
-    """Whether `init` has a head of the same kind, to be trained further."""
-    path = RunDirectory(init).config_path
-    return path.exists() and RunDirectory(init).config().get("stage") == "reward"
 
 
 def _measure(objective: Objective) -> Callable[[Params, Params, Iterable[Batch]], dict[str, float]]:
@@ -204,51 +177,74 @@ def _measure(objective: Objective) -> Callable[[Params, Params, Iterable[Batch]]
 
 
 def _samples(
-    run: TrainingRun[RewardConfig],
-    corpus: Corpus,
-    template: ChatTemplate,
-    model: TransformerConfig,
+    run: TrainingRun[RewardConfig], corpus: Corpus, model: TransformerConfig
 ) -> Callable[[int, Params], None]:
     """What writes the rewards of the responses to the first held-out prompts."""
-    texts = itertools.islice(corpus.split.texts(HELD_OUT), _SAMPLES)
-    shown = [json.loads(text) for text in texts]
+    encoder = corpus.encoder
+    assert isinstance(encoder, Preferences)
+    shown = list(itertools.islice(_laid_out(encoder, corpus, HELD_OUT), _SAMPLES))
 
     def write(step: int, params: Params) -> None:
-        scorer = RewardModel(model, params, template, run.config.data.seq_len)
-        found = iter(scorer.of_ids([ids for each in shown for ids in _laid_out(template, each)]))
+        scorer = RewardModel(model, params, encoder.template, run.config.data.seq_len)
+        rewards = iter(scorer.of_ids([ids for each in shown for ids in each.responses]))
         samples = []
-        for ranking in shown:
-            told = sorted(
-                zip(ranking["scores"], ranking["responses"], strict=True), key=lambda x: -x[0]
-            )
-            rewards = dict(zip(ranking["responses"], found, strict=False))
-            answers = (f"{rewards[text]:+.2f}  {text}" for _, text in told)
-            samples.append((ranking["messages"][-1]["content"], "\n" + "\n".join(answers)))
+        for each in shown:
+            told = zip(each.ranking["scores"], each.ranking["responses"], strict=True)
+            answers = [(score, f"{next(rewards):+.2f}  {text}") for score, text in told]
+            answers.sort(key=lambda answer: -answer[0])
+            asked = each.ranking["messages"][-1]["content"]
+            samples.append((asked, "\n" + "\n".join(text for _, text in answers)))
         if is_main():
             append_samples(run.directory.samples, step, samples)
 
     return write
 
 
+class _Ranking(NamedTuple):
+    """A ranking as it lies in a row."""
+
+    ranking: dict[str, Any]
+    """As it was read."""
+    responses: list[ResponseIds]
+
+
+def _laid_out(
+    encoder: Preferences, corpus: Corpus, side: int, stride: int = 1
+) -> Iterator[_Ranking]:
+    """The rankings of one side, every so-many-th, that rows hold."""
+    for text in itertools.islice(corpus.split.texts(side), 0, None, stride):
+        ranking = json.loads(text)
+        if fitted := encoder.fitted(ranking):
+            yield _Ranking(ranking, fitted.responses)
+
+
 def _rated(run: TrainingRun[RewardConfig], corpus: Corpus) -> dict[str, float]:
     """Sets the mean reward of the training texts' preferred responses to 0, and tells how well
     held-out preferences are told."""
+    config, encoder = run.config, corpus.encoder
+    assert isinstance(encoder, Preferences)
+    texts = sum(store.num_documents for store in corpus.train)
+    trained = _laid_out(encoder, corpus, TRAIN, -(-texts // _REFERENCES))
+    best = [each.responses[_best(each.ranking["scores"])] for each in trained]
+    held_out = list(_laid_out(encoder, corpus, HELD_OUT))
     with jax.set_mesh(run.mesh):
-        scorer = dataclasses.replace(load_reward_model(run.directory.path, run.mesh), mean=0.0)
-        best = [_best(json.loads(text)) for text in _spread_texts(corpus)]
-        references = scorer([messages for messages, _ in best], [answer for _, answer in best])
+        # Not by what an earlier life of the run may have left.
+        loaded = load_model(run.directory.path, run.mesh)
+        rows = config.batch_size // config.micro_batches
+        scorer = RewardModel(
+            loaded.model, loaded.params, encoder.template, config.data.seq_len, batch_size=rows
+        )
+        references = scorer.of_ids(best)
         mean = sum(references) / len(references)
-        held_out = [json.loads(text) for text in corpus.split.texts(HELD_OUT)]
-        laid_out = [_laid_out(scorer.template, ranking) for ranking in held_out]
-        rewards = iter(scorer.of_ids([ids for ranking in laid_out for ids in ranking]))
+        rewards = iter(scorer.of_ids([ids for each in held_out for ids in each.responses]))
     rated = [
         RatedRanking(
-            ranking["source"],
-            ranking["scores"],
-            [len(ids.response) for ids in responses],
-            [next(rewards) - mean for _ in responses],
+            each.ranking["source"],
+            each.ranking["scores"],
+            [len(ids.response) for ids in each.responses],
+            [next(rewards) - mean for _ in each.responses],
         )
-        for ranking, responses in zip(held_out, laid_out, strict=True)
+        for each in held_out
     ]
     if is_main():
         told = {"mean": mean, "references": len(references), "calibration": calibration(rated)}
@@ -256,18 +252,5 @@ def _rated(run: TrainingRun[RewardConfig], corpus: Corpus) -> dict[str, float]:
     return preference_scores(rated)
 
 
-def _spread_texts(corpus: Corpus) -> Iterator[str]:
-    """Training texts, spread over all of them."""
-    count = sum(store.num_documents for store in corpus.train)
-    stride = -(-count // _REFERENCES)
-    return itertools.islice(corpus.split.texts(TRAIN), 0, None, stride)
-
-
-def _best(ranking: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], str]:
-    """What is asked, and the best response to it."""
-    scores: Sequence[float] = ranking["scores"]
-    return ranking["messages"], ranking["responses"][scores.index(max(scores))]
-
-
-def _laid_out(template: ChatTemplate, ranking: Mapping[str, Any]) -> list[ResponseIds]:
-    return response_ids(template, ranking["messages"], ranking["responses"])
+def _best(scores: Sequence[float]) -> int:
+    return scores.index(max(scores))

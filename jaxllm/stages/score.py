@@ -9,14 +9,22 @@ from typing import Any, TypeVar
 import jax
 
 from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.data.cleaning import Cleaner, CleaningConfig
+from jaxllm.data.conversations import json_line
 from jaxllm.data.labels import joined_text
-from jaxllm.data.preferences import joint_of, read_asked, read_responses
+from jaxllm.data.preferences import (
+    Asked,
+    ResponseIds,
+    joint_of,
+    read_asked_and_answered,
+    response_ids,
+)
 from jaxllm.data.records import BadLine
 from jaxllm.data.sources import make_source
 from jaxllm.errors import UserError
 from jaxllm.files import write_atomically
 from jaxllm.inference.classifier import Prediction, labels_config_of, load_classifier
-from jaxllm.inference.reward_model import RewardModel, load_reward_model
+from jaxllm.inference.reward_model import RewardModel, is_reward_model, load_reward_model
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
 SCORES_FILE = "scores.jsonl"
@@ -62,7 +70,7 @@ def run(config: ScoreConfig, workdir: Path | None) -> None:
     if config.text and workdir is not None:
         raise UserError(f"--workdir={workdir}: what one text is, is printed; leave it out.")
     mesh = make_mesh(config.mesh)
-    if _is_reward_model(config.init):
+    if is_reward_model(config.init):
         if config.text:
             raise UserError(
                 "config.text: a reward model scores responses to prompts; give records of "
@@ -88,11 +96,6 @@ def run(config: ScoreConfig, workdir: Path | None) -> None:
     _write(workdir, lines, "texts")
 
 
-def _is_reward_model(init: str) -> bool:
-    path = RunDirectory(init)
-    return path.config_path.exists() and path.config().get("stage") == "reward"
-
-
 def _write(workdir: Path, lines: Sequence[Mapping[str, Any]], what: str) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / SCORES_FILE
@@ -101,24 +104,23 @@ def _write(workdir: Path, lines: Sequence[Mapping[str, Any]], what: str) -> None
 
 
 def _rewarded(scorer: RewardModel, source: str) -> list[dict[str, Any]]:
-    """Each record with `reward`, that of its one response, or `rewards`, by the order in which
-    they stand."""
-    joint = joint_of(scorer.template)
-    records = list(
-        _read(source, lambda fields: (read_asked(fields, joint), read_responses(fields, True)))
-    )
+    """Each record with `reward`, that of its one response, or `rewards`, best response first."""
+    clean = Cleaner(scorer.cleaning or CleaningConfig())
+
+    def read(fields: Mapping[str, Any]) -> tuple[Asked, list[ResponseIds]]:
+        json_line(fields)  # it is to be written again
+        asked = read_asked_and_answered(fields, joint_of(scorer.template), clean, True)
+        responses = list(asked.responses.values())
+        return asked, response_ids(scorer.template, asked.messages, responses, asked.tools)
+
+    records = list(_read(source, read))
     if not records:
         raise UserError(f"config.texts: there are no records in {source}.")
-    prompts: list[list[dict[str, Any]]] = []
-    responses: list[str] = []
-    for _, (messages, named) in records:
-        prompts += [messages] * len(named)
-        responses += named.values()
-    rewards = iter(scorer(prompts, responses))
+    rewards = iter(scorer.of_ids([ids for _, (_, laid_out) in records for ids in laid_out]))
     lines = []
-    for fields, (_, named) in records:
-        found = [round(next(rewards), 6) for _ in named]
-        single = not {"chosen", "responses"} & set(fields)
+    for fields, (asked, _) in records:
+        found = [round(next(rewards), 6) for _ in asked.responses]
+        single = set(asked.responses) <= {"response", "completion"}
         lines.append(fields | ({"reward": found[0]} if single else {"rewards": found}))
     return lines
 

@@ -24,7 +24,7 @@ from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.batches import BatchSource
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, DocumentKind, WholeTexts, prepare_corpus
-from jaxllm.data.packing import NOTHING, OfParts
+from jaxllm.data.packing import NO_VALUES, PartValues
 from jaxllm.data.store import TokenStore
 from jaxllm.data.training_rows import TrainingRows, training_rows
 from jaxllm.errors import UserError
@@ -83,11 +83,13 @@ class TrainingRun(Generic[C]):
         self,
         data: DataConfig,
         corpus: Corpus,
-        of_parts: Callable[[TokenStore], Mapping[str, Sequence[OfParts]]] = lambda store: NOTHING,
+        part_values: Callable[[TokenStore], Mapping[str, Sequence[PartValues]]] = lambda store: (
+            NO_VALUES
+        ),
     ) -> TrainingRows:
-        """The rows that the run will draw; for `of_parts` see `training_rows`."""
+        """The rows that the run will draw; for `part_values` see `training_rows`."""
         with self.ledger.spending("data"):
-            return training_rows(data, corpus, self.config.seed, self.drawn, of_parts)
+            return training_rows(data, corpus, self.config.seed, self.drawn, part_values)
 
     def begin(self, corpus: Corpus, rows: TrainingRows) -> None:
         """Records the run, once its data and all that it was given are found good, and keeps its
@@ -150,8 +152,11 @@ class TrainingRun(Generic[C]):
                 "were trained beside; put it back, or begin in another --workdir."
             )
         init = str(base_path(directory)) if known else self.config.init
-        params = load_model(init, self.mesh, bare(self.config.model)).params
-        checksums = parameter_checksums(params)
+        wanted = bare(self.config.model)
+        if self.keeps_head:
+            wanted = dataclasses.replace(wanted, head=self.config.model.head)
+        params = load_model(init, self.mesh, wanted).params
+        checksums = parameter_checksums(trees.divide(params, "head/.*")[1])  # which is trained
         if known:
             check_base(directory, init, checksums)
         elif is_main():
@@ -210,7 +215,7 @@ class TrainingRun(Generic[C]):
                 source.close()
             final = evaluation.final_scores(state, frozen)
         counted = {
-            "model/parameters": float(trees.size(shapes)),
+            "model/parameters": float(trees.size(self.param_shapes(model))),
             "train/tokens": float(self.drawn * seq_len),
             "train/skipped": float(state.skipped),
         }

@@ -30,6 +30,8 @@ class TrainedIds(NamedTuple):
     ids: list[int]
     trained: list[bool]
     """Which of them the assistant writes: what it is to learn."""
+    answers: list[tuple[int, int]]
+    """Where each answer begins and ends."""
 
 
 _ROLE = re.compile(r"[\w-]+")
@@ -120,7 +122,7 @@ class ChatTemplate:
             bounds = [0, *itertools.accumulate(map(len, parts))]
         sizes = [end - begin for begin, end in itertools.pairwise(bounds)]
         trained = [number % 2 == 1 for number, size in enumerate(sizes) for _ in range(size)]
-        return TrainedIds(ids, trained)
+        return TrainedIds(ids, trained, list(itertools.pairwise(bounds))[1::2])
 
     def _answer_spans(
         self,

@@ -90,6 +90,13 @@ def test_one_response_with_a_label():
         ({"prompt": "q", "responses": ["a", "b"], "scores": [1]}, "`scores` is no list of 2"),
         ({"prompt": "q", "responses": ["a", "b"], "scores": [1, "x"]}, "`scores.1.` is no number"),
         ({"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]}, "all the same"),
+        ({"prompt": "q", "responses": ["a", "b"], "scores": [2**24 + 1, 2**24]}, "all the same"),
+        ({"prompt": "q", "margin": 1e-50} | PAIR, "`margin` is 1e-50"),
+        (
+            {"prompt": "q", "rejected": "b"}
+            | {"chosen": {"role": "assistant", "content": "a", "reasoning_content": "r"}},
+            "`chosen` has more than a text: reasoning_content",
+        ),
         ({"prompt": "q", "responses": ["a", "b"], "scores": [1, float("nan")]}, "is no number"),
         ({"prompt": "q", "margin": -1} | PAIR, "`margin` is -1"),
         ({"prompt": "q", "margin": True} | PAIR, "`margin` is no number"),
@@ -147,6 +154,38 @@ def test_a_response_begins_where_the_model_is_to_write(named, written):
     assert [tokenizer.decode(ids, skip_special_tokens=False) for ids in found] == written
 
 
+def test_what_follows_an_answer_is_not_taken_for_it():
+    """A tool's empty message stands between two answers, which then stand side by side."""
+    tokenizer = ByteTokenizer()
+    template = chat_template(tokenizer, "bos_separated")
+    asked = [USER, {"role": "assistant", "content": "call"}, {"role": "tool", "content": ""}]
+    (found,) = response_ids(template, asked, ["a"])
+    written = [tokenizer.decode(ids, skip_special_tokens=False) for ids in found]
+    assert written == ["q<s>call</s>", "<s>a</s>"]
+
+
+def test_a_response_of_which_the_template_writes_nothing_is_left_out(tmp_path):
+    path = tmp_path / "strips.jinja"
+    path.write_text("{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}")
+    template = chat_template(ByteTokenizer(), str(path))
+    with pytest.raises(ValueError, match="writes nothing of a response"):
+        response_ids(template, [USER], ["<think>x</think>"])
+    ranking = read({"prompt": "q", "responses": ["<think>x</think>", "a"]})
+    assert Preferences(template, 50)([json.dumps(ranking)]) == [None]
+
+
+def test_tools_are_handed_to_the_template():
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    found = read({"prompt": "q", "tools": json.dumps(tools)} | PAIR)
+    assert found["tools"] == tools
+    template = chat_template(ByteTokenizer(), "chatml")
+    with_tools, without = (
+        response_ids(template, found["messages"], ["a"], given)[0] for given in (tools, None)
+    )
+    assert len(with_tools.prompt) > len(without.prompt)
+    assert with_tools.response == without.response
+
+
 def test_a_long_prompt_loses_its_beginning_and_responses_only_then_their_ends():
     found = [ResponseIds(range(10), [20, 21, 22]), ResponseIds(range(10), [30])]
     assert fitted_responses(found, 24) == found
@@ -155,10 +194,36 @@ def test_a_long_prompt_loses_its_beginning_and_responses_only_then_their_ends():
     assert (one.response, other.response) == ([20, 21, 22], [30])
     one, other = fitted_responses(found, 5)
     assert (list(one.prompt), list(other.prompt)) == ([9], [9])
-    assert (one.response, other.response) == ([20], [30])
-    for places in range(4, 24):
+    assert (one.response, other.response) == ([20, 21], [30])
+    # The longest loses its end, and no more of it than must be.
+    found = [ResponseIds(range(10), range(96)), ResponseIds(range(10), range(4))]
+    one, other = fitted_responses(found, 100)
+    assert (len(one.response), len(other.response)) == (94, 4)
+
+
+@pytest.mark.parametrize("lengths", [(3, 1), (5, 5, 5), (9, 1, 2, 30), (1,) * 7, (40, 2, 1)])
+def test_cut_responses_take_so_many_places_at_most(lengths):
+    found = [ResponseIds(range(10), range(length)) for length in lengths]
+    for places in range(2 * len(lengths), 120):
         fitted = fitted_responses(found, places)
         assert sum(len(part) for each in fitted for part in each) <= places
+        assert all(each.prompt and each.response for each in fitted)
+
+
+@pytest.mark.parametrize("responses", [["ab", "cd"], list("abcdefg")])
+@pytest.mark.parametrize("named", ["bos_separated", "chatml"])
+def test_rankings_fit_into_rows_or_are_left_out(named, responses):
+    """However short rows are, none is longer than one."""
+    text = json.dumps(read({"prompt": "q", "responses": responses}))
+    counts = []
+    for places in range(8, 200):
+        (found,) = Preferences(chat_template(ByteTokenizer(), named), places)([text])
+        counts.append(found is not None)
+        if found:
+            assert len(found.ids) - 1 <= places
+            assert len(found.parts) == len(responses)
+    assert counts == sorted(counts)
+    assert counts[-1]
 
 
 RANKINGS = [("ask", ["good", "worse", "bad"]), ("q", ["ab", "cdefg"]), ("why not", ["x", "yz"])]
@@ -183,7 +248,7 @@ def test_rankings_lie_whole_in_rows(store, packing):
     assert TokenStore.open(store.path) == store
     tokenizer = ByteTokenizer()
     values = [np.arange(1, 8, dtype=np.float32)]
-    rows = packed_rows(store, packing, 40, of_parts={"reference_log_probs": values})
+    rows = packed_rows(store, packing, 40, part_values={"reference_log_probs": values})
     found, ends = [], []
     for row in (rows[number] for number in range(len(rows))):
         for ranking in range(1, row["ranking_ids"].max() + 1):

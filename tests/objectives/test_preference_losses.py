@@ -305,7 +305,7 @@ def laid_out(tmp_path_factory):
     references = [-np.arange(1, 13, dtype=np.float32)]
 
     def batch(packing):
-        rows = packed_rows(store, packing, 32, of_parts={"reference_log_probs": references})
+        rows = packed_rows(store, packing, 32, part_values={"reference_log_probs": references})
         found = [rows[number] for number in range(len(rows))]
         found += [rows.empty()] * (-len(found) % 4)
         return {n: jnp.asarray(np.stack([row[n] for row in found])) for n in found[0]}

@@ -112,7 +112,7 @@ def test_a_reference_is_the_same_computed_before_or_in_each_step(
 
 @pytest.mark.parametrize("loss", ["ipo", "hinge", "simpo", "orpo"])
 def test_every_loss_trains(loss, prefer, curve, tmp_path):
-    result = prefer("dpo", tmp_path / "run", dpo__loss=loss, steps=2)
+    result = prefer("dpo", tmp_path / "run", dpo__loss=loss, dpo__beta=2.0, steps=2)
     assert result.code == 0, result.err
     assert np.isfinite(list(curve(tmp_path / "run", "train/loss").values())).all()
     assert ("eval/log_ratio" in summary_of(tmp_path / "run")) == (loss in ("ipo", "hinge"))

@@ -1,6 +1,7 @@
-"""Log-probabilities of responses under the reference, computed once and kept beside the store:
+"""The reference that a policy is held to: log-probabilities of responses, computed once and kept
+beside the token store:
 
-reference_FINGERPRINT/log_probs_00000.npy    float32: log π_ref(y) of each part of a shard
+    reference_FINGERPRINT/log_probs_00000.npy    float32: log π_ref(y) of each part of a shard
 """
 
 import dataclasses
@@ -8,7 +9,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -16,9 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxllm.checkpoints.base import parameter_checksums
 from jaxllm.data.batches import EvalBatches
-from jaxllm.data.packing import OfParts, PlannedRows, packed_rows
+from jaxllm.data.packing import PartValues, PlannedRows, packed_rows
 from jaxllm.data.store import TokenStore
 from jaxllm.files import write_bytes_atomically
 from jaxllm.models.config import TransformerConfig
@@ -36,18 +36,15 @@ class Reference:
     """A model whose log-probabilities others are compared with."""
 
     model: TransformerConfig
-    params: Params
+    identity: str
+    """Of its parameters: what else decides what it gives."""
+    load: Callable[[], Params]
+    """Its parameters, laid out over the mesh; called only where something is to be computed."""
     mesh: Mesh
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hash of all that decides what it gives."""
-        parts = (parameter_checksums(self.params), repr(self.model))
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
     def of_store(
         self, store: TokenStore, packing: str, seq_len: int, batch_size: int
-    ) -> Mapping[str, Sequence[OfParts]]:
+    ) -> Mapping[str, Sequence[PartValues]]:
         """log π_ref(y) of every response of a store, for `packed_rows`; computed now or before.
 
         Args:
@@ -56,7 +53,7 @@ class Reference:
             seq_len: tokens of a row.
             batch_size: rows at once.
         """
-        folder = store.path / f"reference_{self.fingerprint}"
+        folder = store.path / f"reference_{self._fingerprint}"
         paths = [folder / f"log_probs_{number:05d}.npy" for number in range(len(store.shards))]
         sizes = [len(store.parts(number)) for number in range(len(store.shards))]
         if from_main(lambda: _lengths(paths) == sizes):
@@ -65,21 +62,30 @@ class Reference:
         assert isinstance(rows, PlannedRows)
         found = [np.zeros(size, np.float32) for size in sizes]
         with jax.set_mesh(self.mesh):
-            batches = EvalBatches(rows, batch_size, batch_sharding(self.mesh))
-            for number, batch in enumerate(batches):
-                values = np.asarray(_log_probs(self.params, batch, model=self.model))
-                for place, index in enumerate(range(number * batch_size, len(rows))):
-                    if place == batch_size:
-                        break
+            for number, batch in enumerate(
+                EvalBatches(rows, batch_size, batch_sharding(self.mesh))
+            ):
+                values = np.asarray(_log_probs(self._params, batch, model=self.model))
+                first = number * batch_size
+                for index in range(first, min(first + batch_size, len(rows))):
                     shard, parts = rows.parts_of(index)
-                    found[shard][parts] = values[place, : len(parts)]
+                    found[shard][parts] = values[index - first, : len(parts)]
         if is_main():
-            for path, values in zip(paths, found, strict=True):
+            for path, numbers in zip(paths, found, strict=True):
                 buffer = io.BytesIO()
-                np.save(buffer, values)
+                np.save(buffer, numbers)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes_atomically(path, buffer.getvalue())
         return {NAME: found}
+
+    @functools.cached_property
+    def _params(self) -> Params:
+        return self.load()
+
+    @property
+    def _fingerprint(self) -> str:
+        parts = (self.identity, repr(self.model))
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 def _lengths(paths: Sequence[Path]) -> list[int]:
