@@ -178,7 +178,32 @@ def test_losses_of_pairs(config, ragged, monkeypatch, tiny_model):
             rtol=2e-4,
             atol=1e-6,
         )
-    assert 0 < float(metrics["accuracy"]) < 1
+    assert metrics.keys() >= metrics_in_numpy(config, rankings, references, log_probs).keys()
+    for name, value in metrics_in_numpy(config, rankings, references, log_probs).items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+
+
+def metrics_in_numpy(config, rankings, references, log_probs):
+    def total(response):
+        return log_probs[response.row, response.places].sum()
+
+    def reward_of(response):
+        if config.has_reference:
+            return config.beta * (total(response) - references[response.row, response.last])
+        return config.beta * total(response) / len(response.places)
+
+    all_of_them = [response for ranking in rankings for response in ranking]
+    tokens = sum(len(response.places) for response in all_of_them)
+    found = {
+        "accuracy": over_rankings(rankings, lambda a, b: reward_of(a) > reward_of(b)),
+        "better": over_rankings(rankings, lambda a, b: reward_of(a)),
+        "worse": over_rankings(rankings, lambda a, b: reward_of(b)),
+        "margin": over_rankings(rankings, lambda a, b: reward_of(a) - reward_of(b)),
+        "log_prob": sum(map(total, all_of_them)) / tokens,
+    }
+    if config.has_reference:
+        found["log_ratio"] = sum(map(reward_of, all_of_them)) / config.beta / tokens
+    return found
 
 
 @pytest.mark.parametrize(
@@ -322,7 +347,7 @@ def test_packing_and_batch_split_change_nothing(how, laid_out, tiny_model, tiny_
         objective = reward(model, RewardLossConfig(margin=0.2, centring=0.1), largest)
     else:
         model = tiny_model(vocab_size, layers=1)
-        objective = dpo(model, DpoLossConfig(loss=how), largest)
+        objective = dpo(model, DpoLossConfig(loss=how, beta=2.0), largest)
     params = jax.tree.map(lambda x: x + 0.05, tiny_params(model))
     run = jax.jit(
         lambda batch, parts: loss_and_gradients(objective, params, {}, batch, None, parts),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -110,6 +111,46 @@ def test_a_reference_is_the_same_computed_before_or_in_each_step(
     assert not list(saved)
 
 
+def test_a_reference_is_rounded_as_the_base_is(prefer, curve, tmp_path):
+    fields = {"lora__rank": 2, "lora__base": "int8", "steps": 1}
+    assert prefer("dpo", tmp_path / "run", **fields).code == 0
+    assert curve(tmp_path / "run", "train/loss")[1] == pytest.approx(np.log(2), abs=1e-6)
+    assert curve(tmp_path / "run", "train/log_ratio")[1] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_run_goes_on_with_the_reference_that_it_began_with(
+    live, prefer, command, finished_run, curve, tmp_path
+):
+    base = shutil.copytree(finished_run, tmp_path / "base")
+    fields = {"init": base, "dpo__live_reference": live, "optimizer__schedule": "constant"}
+    assert prefer("dpo", tmp_path / "whole", **fields).code == 0
+    assert prefer("dpo", tmp_path / "run", steps=3, **fields).code == 0
+    config = json.loads((base / "config.json").read_text())["config"]
+    more = command("pretrain", base, steps=16, data__train=config["data"]["train"])
+    assert more.code == 0, more.err
+    result = prefer("dpo", tmp_path / "run", **fields)
+    if live:
+        assert result.code == 2
+        assert f"is not the reference that {tmp_path / 'run'} began with" in result.err
+        return
+    # What is computed is there, and nobody asks for the model.
+    assert result.code == 0, result.err
+    for name in ("train/loss", "eval/log_ratio"):
+        assert curve(tmp_path / "run", name) == curve(tmp_path / "whole", name)
+
+
+def test_a_reward_model_is_trained_further_with_its_head(prefer, curve, tmp_path):
+    assert prefer("reward", tmp_path / "first").code == 0
+    losses = {}
+    for rank in (0, 2):
+        run = tmp_path / str(rank)
+        assert prefer("reward", run, init=tmp_path / "first", lora__rank=rank, steps=1).code == 0
+        losses[rank] = curve(run, "train/loss")[1]
+    assert losses[2] == pytest.approx(losses[0], abs=1e-6)  # B is 0
+    assert losses[0] < curve(tmp_path / "first", "train/loss")[1]
+
+
 @pytest.mark.parametrize("loss", ["ipo", "hinge", "simpo", "orpo"])
 def test_every_loss_trains(loss, prefer, curve, tmp_path):
     result = prefer("dpo", tmp_path / "run", dpo__loss=loss, dpo__beta=2.0, steps=2)
@@ -140,6 +181,11 @@ def test_what_cannot_be(stage, fields, message, prefer, tmp_path):
         ({"dpo__loss": "orpo", "dpo__live_reference": True}, "orpo has no reference"),
         ({"dpo__loss": "ipo", "dpo__label_smoothing": 0.1}, "only sigmoid"),
         ({"dpo__beta": 0.0}, "beta: must be positive"),
+        ({"dpo__loss": "simpo"}, "too little for simpo"),
+        (
+            {"dpo__live_reference": True, "lora__rank": 2, "train__trainable": ".*norm/scale"},
+            "train.trainable changes it",
+        ),
         ({"dpo__template": "nowhere.jinja"}, "config.dpo.template: nowhere.jinja"),
     ],
 )
