@@ -93,7 +93,7 @@ _ALPACA = ("instruct_alpaca_en",)
 _CHINESE = ("instruct_gpt4_alpaca_zh", "chat_oasst_zh")
 TUNINGS = {
     "english": Tuning(_ALPACA, "base", (100, 300), ("full", "pairs", "vocabulary")),
-    "larger": Tuning(_ALPACA, "larger", (300,), ("full", "everything")),
+    "larger": Tuning(_ALPACA, "larger", (100, 300), ("full", "everything")),
     "chinese": Tuning(_CHINESE, "base", (300,), ("full", "pairs", "vocabulary"), False),
 }
 
