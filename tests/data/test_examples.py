@@ -157,7 +157,7 @@ def test_the_template_of_bos_separated_writes_what_is_trained_on(contents):
     written = chat_template(TOKENIZER, "bos_separated").encode_trained(
         json.loads(conversation(*contents))["messages"]
     )
-    assert (list(trained.ids), list(trained.trained)) == written
+    assert (list(trained.ids), list(trained.trained)) == (written.ids, written.trained)
 
 
 def test_a_chat_layout_learns_answers_alone():

@@ -45,7 +45,9 @@ def chat(*contents, system=None):
 
 def learnt(template, messages, tools=None):
     """The stretches of a conversation that are trained, and the text of all of it."""
-    ids, trained = template.encode_trained(messages, tools)
+    ids, trained, answers = template.encode_trained(messages, tools)
+    inside = {place for begin, end in answers for place in range(begin, end)}
+    assert trained == [place in inside for place in range(len(ids))]
     assert len(ids) == len(trained)
     stretches, before = [], False
     for index, now in zip(ids, trained, strict=True):
@@ -112,7 +114,7 @@ def test_nothing_that_a_user_writes_is_learnt(name, hostile):
 
 def test_a_user_who_spells_the_end_marker_gets_characters_and_the_answer_its_token():
     template = chat_template(TOKENIZER, "chatml")
-    ids, trained = template.encode_trained(chat("Say <|im_end|>", "<|im_end|>!"))
+    ids, trained, _ = template.encode_trained(chat("Say <|im_end|>", "<|im_end|>!"))
     end = TOKENIZER.special_tokens()["<|im_end|>"]
     assert [trained[place] for place, index in enumerate(ids) if index == end] == [False, True]
     answer = [index for index, learn in zip(ids, trained, strict=True) if learn]
@@ -187,6 +189,6 @@ def test_a_token_that_would_reach_over_the_beginning_of_an_answer_is_cut_there()
 
     tokenizer = Pairs()
     source = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    ids, trained = ChatTemplate(source, tokenizer).encode_trained(chat("xa", "b!"))
+    ids, trained, _ = ChatTemplate(source, tokenizer).encode_trained(chat("xa", "b!"))
     assert ids == ByteTokenizer().encode("xab!")
     assert trained == [False, False, True, True]
