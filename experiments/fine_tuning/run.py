@@ -11,12 +11,9 @@ FOLDER holds JSON lines: the files named below. Logistic regression on TF-IDF wa
 and its columns stay empty without it.
 """
 
-import argparse
 import importlib.util
 import itertools
 import json
-import re
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +21,6 @@ from typing import NamedTuple
 
 from curves import draw
 
-from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.data.labels import LabelledKind, LabelsConfig
@@ -32,7 +28,9 @@ from jaxllm.data.selection import split_documents
 from jaxllm.data.split import HELD_OUT, TRAIN
 from jaxllm.models.lora import LoraConfig
 
-ROOT = Path(__file__).parents[2]
+sys.path.append(str(Path(__file__).parents[1]))
+import stages
+from stages import Run
 
 TEXT = (
     "pretrain_en_c4",
@@ -115,15 +113,6 @@ TASKS = {
 }
 
 
-class Run(NamedTuple):
-    """A run of a stage."""
-
-    stage: str
-    init: str
-    """The run it begins from, or none."""
-    fields: tuple[str, ...]
-
-
 def runs(data: Path, store: Path) -> dict[str, Run]:
     """All runs by name, each after the one that it begins from."""
 
@@ -151,42 +140,17 @@ def runs(data: Path, store: Path) -> dict[str, Run]:
 
 def main() -> int:
     """Makes what is missing, and returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the files")
-    parser.add_argument("--only", default=".*", help="regular expression of whole names of runs")
-    options = parser.parse_args()
+    options = stages.parser(__doc__.splitlines()[0]).parse_args()
     folder, data = options.workdir.resolve(), options.data.resolve()
     planned = runs(data, folder / "store")
-    wanted = {name for name in planned if re.fullmatch(options.only, name)}
-    for _ in range(2):  # published begins from base
-        wanted |= {planned[name].init for name in wanted} - {""}
-    for name in filter(wanted.__contains__, planned):
-        code = _make(name, planned[name], folder)
-        if code:
-            print(f"{name}: ended with {code}; see {folder / name}.log", file=sys.stderr)
-            return code
-    done = {
-        name: scores for name in planned if (scores := RunDirectory(folder / name).final_scores())
-    }
+    code = stages.make(planned, folder, options.only)
+    if code:
+        return code
+    done = stages.done(planned, folder)
     print("\n".join(_instructions(done)), end="\n\n")
     print("\n".join(_classification(done, data, folder)))
     draw(folder, done, folder / "curves.png")
     return 0
-
-
-def _make(name: str, run: Run, folder: Path) -> int:
-    """The exit code of a run's stage, whose output goes into a file of the run's name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    finished = folder / name / ("config.json" if run.stage == "export_hf" else "summary.json")
-    if finished.exists():
-        return 0
-    print(f"making {name}", file=sys.stderr)
-    given = [*run.fields, *([f"init={folder / run.init}"] if run.init else [])]
-    command = [sys.executable, "-m", "jaxllm.main", f"--config={ROOT}/configs/{run.stage}.py"]
-    command += [f"--workdir={folder / name}", *(f"--config.{field}" for field in given)]
-    with (folder / f"{name}.log").open("w") as log:
-        return subprocess.run(command, stdout=log, stderr=log, check=False, cwd=ROOT).returncode
 
 
 def _instructions(done: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
