@@ -4,8 +4,9 @@
 
 The default prefers the docstring of a Python function or class to that of another one, and to one
 that is cut or repeats itself (`builtin:pydocs_preference`); nothing is downloaded. `init` is a run
-of configs/sft.py. With preferences of your own, records of `prompt`, `chosen` and `rejected`, or
-`responses`, best first:
+of configs/sft.py. On 2 CPU cores, beside other work, it took four minutes, and told 69 % of
+held-out pairs rightly, as many as a rule that never reads the prompt. With preferences of your own,
+records of `prompt`, `chosen` and `rejected`, or `responses`, best first:
 
     --config.data.train=mine.jsonl
     --config.lora.rank=8                           only low-rank pairs, and the head
