@@ -112,7 +112,7 @@ def dpo(
     """The mean over rankings of the loss of pairs, averaged over a ranking's pairs.
 
     A batch holds what next-token prediction has, whose `loss_weights` mark the responses' tokens,
-    and `ranking_ids` and `scores` (`data/preferences.py`). Metrics: `loss` of pairs; `accuracy`,
+    and `ranking_ids` and `scores` (`data/rankings.py`). Metrics: `loss` of pairs; `accuracy`,
     the share of pairs in which the policy has raised the better response further than the worse
     (without reference: likes it better, a token); `margin`, by how much, of β (log π - log π_ref);
     `better` and `worse`, that of each; `log_ratio`, the mean log π - log π_ref of a token of the
@@ -217,5 +217,10 @@ def response_log_probs(
         batch["segment_ids"],
     )
     assert isinstance(output, Output)
-    scores = token_log_probs(output.hidden, output_head(model, params), batch["targets"])
+    scores = token_log_probs(
+        output.hidden,
+        output_head(model, params),
+        batch["targets"],
+        needed=batch["loss_weights"] > 0,
+    )
     return response_sums(batch["loss_weights"] * scores.log_prob, batch), output

@@ -1,7 +1,7 @@
 """Responses in rows: what is summed over each, and pairs of a better and a worse one.
 
 A row holds whole rankings: its segments are responses, each behind its prompt, and those to the
-same prompt stand beside each other (`data/preferences.py`). So nothing couples rows.
+same prompt stand beside each other (`data/rankings.py`). So nothing couples rows.
 """
 
 from typing import NamedTuple

@@ -23,29 +23,21 @@ from jaxllm.checkpoints.load import load_model
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.data.packing import PartValues
-from jaxllm.data.preferences import PreferenceKind, check_preference_data, layout_of
+from jaxllm.data.rankings import PreferenceKind, check_preference_data, layout_of
 from jaxllm.data.store import TokenStore
-from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator
 from jaxllm.inference.reference import Reference
 from jaxllm.models.config import TransformerConfig, bare
 from jaxllm.models.families import architecture
 from jaxllm.models.lora import PAIRS
 from jaxllm.models.quantised import rounded
-from jaxllm.models.transformer import check_length, param_shapes
 from jaxllm.objectives.dpo import DpoLossConfig, dpo
 from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.sharding.processes import from_main, is_main
 from jaxllm.stages.answer_samples import AnsweringConfig, answer_samples
-from jaxllm.stages.fit import check_patterns
+from jaxllm.stages.continued import check_init, check_writer, model_to_continue
 from jaxllm.stages.held_out import HeldOut
-from jaxllm.stages.training_run import (
-    TrainingRun,
-    model_to_continue,
-    train_in,
-    with_pairs,
-    work_directory,
-)
+from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
 from jaxllm.tokenizers.chat_template import Message
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import load_tokenizer
@@ -113,11 +105,7 @@ class DpoConfig(AnsweringConfig):
 
 def run(config: DpoConfig, workdir: Path | None) -> None:
     """Trains the policy on pairs of responses, and writes samples and report."""
-    if not config.init:
-        raise UserError(
-            "config.init: give the run directory or Hugging Face folder of a trained model, as "
-            "one of configs/sft.py."
-        )
+    check_init(config.init, "configs/sft.py")
     directory = work_directory(workdir)
     model, path = model_to_continue(config.init, config.model, directory)
     config = dataclasses.replace(config, model=model)
@@ -131,13 +119,7 @@ def _check(config: DpoConfig, tokenizer: TokenizerConfig) -> None:
         UserError: it cannot.
     """
     loaded = load_tokenizer(tokenizer.path)
-    model = architecture(config.model, loaded.vocab_size)
-    if not model.causal:
-        raise UserError(
-            "config.init: its model sees both ways (config.model.causal=False), and cannot answer."
-        )
-    check_length(model, config.data.seq_len, "config.data.seq_len")
-    check_patterns(config, with_pairs(config, param_shapes(model)))
+    check_writer(config, config.data, loaded)
     layout_of(loaded, config.dpo.template, "config.dpo.template")
 
 

@@ -12,13 +12,8 @@ from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.cleaning import Cleaner, CleaningConfig
 from jaxllm.data.conversations import json_line
 from jaxllm.data.labels import joined_text
-from jaxllm.data.preferences import (
-    Asked,
-    ResponseIds,
-    joint_of,
-    read_asked_and_answered,
-    response_ids,
-)
+from jaxllm.data.preferences import Asked, read_asked_and_answered
+from jaxllm.data.rankings import ResponseIds, joint_of, response_ids
 from jaxllm.data.records import BadLine
 from jaxllm.data.sources import make_source
 from jaxllm.errors import UserError

@@ -7,13 +7,8 @@ import pytest
 
 from jaxllm.data.cleaning import Cleaner, CleaningConfig
 from jaxllm.data.packing import packed_rows
-from jaxllm.data.preferences import (
-    PreferenceReader,
-    Preferences,
-    ResponseIds,
-    fitted_responses,
-    response_ids,
-)
+from jaxllm.data.preferences import PreferenceReader
+from jaxllm.data.rankings import Rankings, ResponseIds, fitted_responses, response_ids
 from jaxllm.data.records import Record
 from jaxllm.data.store import TokenStore, write_stores
 from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer
@@ -171,7 +166,7 @@ def test_a_response_of_which_the_template_writes_nothing_is_left_out(tmp_path):
     with pytest.raises(ValueError, match="writes nothing of a response"):
         response_ids(template, [USER], ["<think>x</think>"])
     ranking = read({"prompt": "q", "responses": ["<think>x</think>", "a"]})
-    assert Preferences(template, 50)([json.dumps(ranking)]) == [None]
+    assert Rankings(template, 50)([json.dumps(ranking)]) == [None]
 
 
 def test_tools_are_handed_to_the_template():
@@ -217,7 +212,7 @@ def test_rankings_fit_into_rows_or_are_left_out(named, responses):
     text = json.dumps(read({"prompt": "q", "responses": responses}))
     counts = []
     for places in range(8, 200):
-        (found,) = Preferences(chat_template(ByteTokenizer(), named), places)([text])
+        (found,) = Rankings(chat_template(ByteTokenizer(), named), places)([text])
         counts.append(found is not None)
         if found:
             assert len(found.ids) - 1 <= places
@@ -232,7 +227,7 @@ RANKINGS = [("ask", ["good", "worse", "bad"]), ("q", ["ab", "cdefg"]), ("why not
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     template = chat_template(ByteTokenizer(), "bos_separated")
-    encoder = Preferences(template, 40)
+    encoder = Rankings(template, 40)
     texts = [
         json.dumps({**read({"prompt": prompt, "responses": responses})})
         for prompt, responses in RANKINGS
@@ -278,6 +273,6 @@ def test_rankings_lie_whole_in_rows(store, packing):
 
 
 def test_responses_that_become_the_same_when_cut_are_left_out():
-    encoder = Preferences(chat_template(ByteTokenizer(), "bos_separated"), 10)
+    encoder = Rankings(chat_template(ByteTokenizer(), "bos_separated"), 10)
     (found,) = encoder([json.dumps(read({"prompt": "q", "responses": ["same end", "same and"]}))])
     assert found is None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxllm.data.packing import packed_rows
-from jaxllm.data.preferences import Preferences
+from jaxllm.data.rankings import Rankings
 from jaxllm.data.store import write_stores
 from jaxllm.models.config import HeadConfig
 from jaxllm.models.transformer import Output
@@ -309,7 +309,7 @@ def test_what_stands_at_padding_is_of_no_matter(how, ragged, tiny_model, tiny_pa
 def laid_out(tmp_path_factory):
     """The same rankings in rows of their own, and packed."""
     tokenizer = ByteTokenizer()
-    encoder = Preferences(chat_template(tokenizer, "bos_separated"), 32)
+    encoder = Rankings(chat_template(tokenizer, "bos_separated"), 32)
     rankings = [
         {
             "messages": [{"role": "user", "content": prompt}],
