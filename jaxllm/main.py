@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from jaxllm import command_line
 from jaxllm import config as configuration
 from jaxllm.errors import Preempted, UserError, unanswered
-from jaxllm.preemption import end_on_signals
+from jaxllm.preemption import end_on_signals, ended_by
 from jaxllm.supervisor import ProcessGroup, Supervisor, process_group, supervise
 
 STAGES = {
@@ -116,11 +116,12 @@ def _work_in_group(arguments: Sequence[str], group: ProcessGroup, supervisor: Su
 
 def _outcome(work: Callable[[], None], tell: Callable[[str], None]) -> int:
     """The exit code of `work`; unexpected errors pass through."""
-    end_on_signals()
+    stop = end_on_signals()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a text may have what its encoding has not
         sys.stdout.reconfigure(errors="replace")
     try:
-        work()
+        with ended_by(stop):
+            work()
         sys.stdout.flush()
     except BrokenPipeError:
         if not _output_is_closed():

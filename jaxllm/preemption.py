@@ -40,19 +40,44 @@ class _AgreedStopRequest(StopRequest):
         return bool(self.signal)
 
 
-def end_on_signals() -> None:
-    """Outside a training loop, where there is nothing to save: a signal ends the run at once."""
-    came = -math.inf
+def end_on_signals() -> StopRequest:
+    """Outside a training loop, where there is nothing to save: a signal ends the run at once.
+
+    It raises `Preempted` at whatever line is run, and not all code lets that through: while a
+    library written in C is loaded it becomes an `ImportError`. So the result tells, too, that one
+    came.
+    """
+    request, came = StopRequest(), -math.inf
 
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal came
         before, came = came, time.monotonic()
         if came - before > _TWICE_SECONDS:
-            name = signal.Signals(number).name
-            raise Preempted(f"stopped by {name}; run the same command again")
+            request.signal = signal.Signals(number).name
+            raise _ended_by(request)
 
     for number in _SIGNALS:
         signal.signal(number, handler)
+    return request
+
+
+@contextmanager
+def ended_by(request: StopRequest) -> Iterator[None]:
+    """Inside, whatever error follows a signal of `end_on_signals` is taken for its consequence.
+
+    Raises:
+        Preempted: there was such an error.
+    """
+    try:
+        yield
+    except Exception:
+        if request.signal:
+            raise _ended_by(request) from None
+        raise
+
+
+def _ended_by(request: StopRequest) -> Preempted:
+    return Preempted(f"stopped by {request.signal}; run the same command again")
 
 
 @contextmanager

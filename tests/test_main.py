@@ -198,6 +198,20 @@ def test_a_signal_before_training_ends_with_75(config_file, capsys, monkeypatch)
     assert capsys.readouterr().err == ("jaxllm: stopped by SIGTERM; run the same command again\n")
 
 
+def test_a_signal_that_became_another_error_ends_with_75_too(tmp_path, capsys):
+    """As it does while Python loads a library written in C."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        "import signal\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "except BaseException:\n"
+        "    raise ImportError('initialization failed')\n"
+    )
+    assert main([f"--config={config}"]) == 75
+    assert capsys.readouterr().err == ("jaxllm: stopped by SIGTERM; run the same command again\n")
+
+
 @pytest.mark.parametrize(
     ("number", "code", "says"),
     [
