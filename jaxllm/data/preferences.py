@@ -35,7 +35,8 @@ class PreferenceReader:
     joint: str = ""
     """What stands between an instruction and its input."""
     unpaired: bool = False
-    """Whether a record may hold one response alone, with a `label` that says if it is good."""
+    """Whether each response stands alone, and is good, with the score 1, or bad, with 0: as the
+    record's `label` says of one response; of several the best is good."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,7 +44,8 @@ class PreferenceReader:
         return (f"preferences {PREFERENCES_VERSION}", self.joint, str(self.unpaired))
 
     def __call__(self, record: Record, marked: bool, clean: Cleaner) -> list[Passage]:
-        """One passage of JSON: `{"messages": …, "responses": …, "scores": …, "source": …}`.
+        """One passage of JSON: `{"messages": …, "responses": …, "scores": …, "source": …}`; of
+        unpaired responses one of each.
 
         What is asked are the messages, with `tools` if there are any; the better a response, the
         higher its score. Records that ask the same first belong together.
@@ -54,15 +56,31 @@ class PreferenceReader:
         del marked
         asked = read_asked_and_answered(record.fields, self.joint, clean, self.unpaired)
         _check_different(asked.responses)
+        scores = _scores(record.fields, len(asked.responses))
+        rated = list(zip(asked.responses.values(), scores, strict=True))
+        rankings = [rated]
+        if self.unpaired:
+            best = max(scores) if len(scores) > 1 else 1.0
+            rankings = [[(text, float(score == best))] for text, score in rated]
         source = record.fields.get("source")
-        preference = {
-            "messages": asked.messages,
-            "responses": list(asked.responses.values()),
-            "scores": _scores(record.fields, len(asked.responses)),
-            "source": source if isinstance(source, str) else PurePath(record.file).name,
-        } | ({"tools": asked.tools} if asked.tools else {})
+        source = source if isinstance(source, str) else PurePath(record.file).name
+        tools = {"tools": asked.tools} if asked.tools else {}
         group = record.group or question_group(asked.messages)
-        return [Passage(json_line(preference), group)]
+        return [
+            Passage(
+                json_line(
+                    {
+                        "messages": asked.messages,
+                        "responses": [text for text, _ in ranking],
+                        "scores": [score for _, score in ranking],
+                        "source": source,
+                    }
+                    | tools
+                ),
+                group,
+            )
+            for ranking in rankings
+        ]
 
 
 class Asked(NamedTuple):

@@ -15,6 +15,8 @@ of a response, and Δ the difference of y⁺ and y⁻ in log π(y) - log π_ref(
              beside it -log π by token over all best responses of the batch
                                                      no reference; Hong et al. 2024,
              https://arxiv.org/abs/2403.07691
+
+and of single responses, good or bad, `kto` (`objectives.kto`).
 """
 
 import dataclasses
@@ -32,18 +34,25 @@ from jaxllm.objectives.responses import Pairs, at_ends, best_of, pairs_of, respo
 from jaxllm.objectives.router import router_coefficients, router_sums, router_weights
 from jaxllm.ops.vocabulary import token_log_probs
 
-LOSSES = ("sigmoid", "ipo", "hinge", "simpo", "orpo")
+LOSSES = ("sigmoid", "ipo", "hinge", "simpo", "orpo", "kto")
 TERM = "preference"
 _LIKELIHOOD = "best_response"
 _REFERENCE_FREE = ("simpo", "orpo")
+_READ_BY = {
+    "label_smoothing": "sigmoid",
+    "gamma": "simpo",
+    "desirable": "kto",
+    "undesirable": "kto",
+}
+"""Numbers that one loss alone reads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DpoLossConfig:
-    """Which loss of pairs, and its numbers."""
+    """Which loss, and its numbers."""
 
     loss: str = "sigmoid"
-    """`sigmoid` (DPO), `ipo`, `hinge`, `simpo` or `orpo`."""
+    """`sigmoid` (DPO), `ipo`, `hinge`, `simpo` or `orpo`; or `kto`, of single responses."""
     beta: float = 0.1
     """How strongly the policy is held to the reference; of `simpo` the scale of rewards (2 to 10
     are usual), of `orpo` the weight of the odds beside the likelihood."""
@@ -51,6 +60,10 @@ class DpoLossConfig:
     """Of `sigmoid`: share of pairs that are taken to be the wrong way round (cDPO)."""
     gamma: float = 0.5
     """Of `simpo`: by how much the better response is to win."""
+    desirable: float = 1.0
+    """Of `kto`: how much a good response counts,"""
+    undesirable: float = 1.0
+    """and a bad one; of few good ones make more, so that both count about as much."""
     best_response: float = 0.0
     """Coefficient of the mean -log π of the best responses' tokens beside the loss, which keeps
     them likely; `orpo` has it already."""
@@ -66,7 +79,10 @@ class DpoLossConfig:
             raise ValueError("gamma: must not be negative")
         if not 0 <= self.best_response < float("inf"):
             raise ValueError("best_response: must not be negative")
-        for name, loss in (("label_smoothing", "sigmoid"), ("gamma", "simpo")):
+        for name in ("desirable", "undesirable"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: must be positive")
+        for name, loss in _READ_BY.items():
             default = getattr(type(self), name)
             if self.loss != loss and getattr(self, name) != default:
                 raise ValueError(
@@ -76,6 +92,8 @@ class DpoLossConfig:
             raise ValueError(f"beta: {self.beta:g} is too little for simpo; 2 to 10 are usual")
         if self.loss == "orpo" and self.best_response:
             raise ValueError("best_response: orpo has it already; leave it at 0")
+        if self.loss == "kto" and self.best_response:
+            raise ValueError("best_response: kto does not read it; leave it at 0")
 
     @property
     def has_reference(self) -> bool:
@@ -109,7 +127,7 @@ def dpo(
     largest: int,
     reference: Callable[[Params], Params] | None = None,
 ) -> Objective:
-    """The mean over rankings of the loss of pairs, averaged over a ranking's pairs.
+    """The mean over rankings of a loss of pairs (any but `kto`), averaged over a ranking's pairs.
 
     A batch holds what next-token prediction has, whose `loss_weights` mark the responses' tokens,
     and `ranking_ids` and `scores` (`data/rankings.py`). Metrics: `loss` of pairs; `accuracy`,

@@ -32,7 +32,9 @@ from jaxllm.models.families import architecture
 from jaxllm.models.lora import PAIRS
 from jaxllm.models.quantised import rounded
 from jaxllm.objectives.dpo import DpoLossConfig, dpo
+from jaxllm.objectives.kto import kto, with_reference_point
 from jaxllm.objectives.objective import Batch, Objective, Params
+from jaxllm.sharding.mesh import batch_sharding
 from jaxllm.sharding.processes import from_main, is_main
 from jaxllm.stages.answer_samples import AnsweringConfig, answer_samples
 from jaxllm.stages.continued import check_init, check_writer, model_to_continue
@@ -41,6 +43,8 @@ from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
 from jaxllm.tokenizers.chat_template import Message
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import load_tokenizer
+
+Complete = Callable[[Params, Params, Batch], Batch]
 
 _REFERENCE = "reference"
 """Where the reference's parameters stand, if they are held beside the policy's."""
@@ -56,12 +60,22 @@ class DpoFields(DpoLossConfig):
     live_reference: bool = False
     """Compute the reference's log-probabilities in every step, rather than once before the first,
     to be kept beside the token store. With low-rank pairs it is the same base without them; else
-    its parameters are held too."""
+    its parameters are held too. `kto` does it anyway."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.live_reference and not self.has_reference:
             raise ValueError(f"live_reference: {self.loss} has no reference; leave it out")
+
+    @property
+    def asks_in_steps(self) -> bool:
+        """Whether the reference is asked in every step."""
+        return self.live_reference or self.unpaired
+
+    @property
+    def unpaired(self) -> bool:
+        """Whether the loss is of single responses."""
+        return self.loss == "kto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +98,11 @@ class DpoConfig(AnsweringConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_preference_data(self.data)
-        if (
-            self.dpo.live_reference
-            and self.lora.rank
-            and self.train.trainable not in (".*", "lora")
-        ):
+        if self.dpo.unpaired and self.data.packing != "best_fit":
+            raise ValueError(
+                "data.packing: kto shows responses to the other prompts of their row; take best_fit"
+            )
+        if self.dpo.asks_in_steps and self.lora.rank and self.train.trainable not in (".*", "lora"):
             raise ValueError(
                 "dpo.live_reference: is the base without pairs, and train.trainable changes it; "
                 "leave one of both out"
@@ -129,7 +143,7 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
     template = layout_of(
         load_tokenizer(run.tokenizer.path), config.dpo.template, "config.dpo.template"
     )
-    corpus = run.corpus(config.data, PreferenceKind(template))
+    corpus = run.corpus(config.data, PreferenceKind(template, config.dpo.unpaired))
     # Kept with the run: whoever speaks to the model later does it as it was trained.
     corpus.tokenizer.chat_template = template.source
     stores = (*corpus.train, corpus.eval)
@@ -137,22 +151,31 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
     origin = _Origin(run)
     part_values = _stored_reference(run, stores, model, origin)
     rows = run.rows(config.data, corpus, lambda store: part_values[store.path])
-    largest = max(store.most_parts for store in stores)
-    objective = dpo(model, config.dpo, largest, _live_reference(config))
+    reference = _live_reference(config)
+    complete: Complete | None = None
+    if config.dpo.unpaired:
+        assert reference is not None
+        objective = kto(model, config.dpo, reference)
+        complete = with_reference_point(
+            model, reference, config.micro_batches, batch_sharding(run.mesh)
+        )
+    else:
+        largest = max(store.most_parts for store in stores)
+        objective = dpo(model, config.dpo, largest, reference)
     write_samples = answer_samples(run, corpus, template, model, config.data.seq_len, _asked)
     evaluation = HeldOut(
         config,
         config.data,
         corpus.eval,
         run.mesh,
-        _measure(objective, config.dpo),
+        _measure(objective, config.dpo, complete),
         lambda step, params: write_samples(step, _policy(params)),
         part_values[corpus.eval.path],
     )
     run.begin(corpus, rows)
     if config.dpo.has_reference:
         origin.record()
-    held = config.dpo.live_reference and not config.lora.rank
+    held = config.dpo.asks_in_steps and not config.lora.rank
     shapes = run.param_shapes(model)
     scores = run.train(
         rows,
@@ -161,6 +184,7 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
         evaluation,
         initial_params=(lambda: _with_reference(origin.params)) if held else None,
         param_shapes={**shapes, _REFERENCE: shapes} if held else None,
+        complete=complete,
     )
     if not is_main():
         return {}
@@ -216,7 +240,7 @@ def _stored_reference(
 ) -> dict[Path, Mapping[str, Sequence[PartValues]]]:
     """What rows of each store tell of the reference; nothing where it is not asked before."""
     config, data = run.config, run.config.data
-    if config.dpo.live_reference or not config.dpo.has_reference:
+    if config.dpo.asks_in_steps or not config.dpo.has_reference:
         return {store.path: {} for store in stores}
     how = config.lora.base
     with run.ledger.spending("data"):
@@ -237,7 +261,7 @@ def _stored_reference(
 
 def _live_reference(config: DpoConfig) -> Callable[[Params], Params] | None:
     """The parameters of the reference, of all that the objective is given."""
-    if not config.dpo.live_reference:
+    if not config.dpo.asks_in_steps:
         return None
     if config.lora.rank:
         return lambda params: trees.divide(params, PAIRS)[1]
@@ -254,15 +278,19 @@ def _policy(params: Params) -> Params:
 
 
 def _measure(
-    objective: Objective, config: DpoLossConfig
+    objective: Objective, config: DpoFields, complete: Complete | None
 ) -> Callable[[Params, Params, Iterable[Batch]], dict[str, float]]:
     """Scores of parameters on held-out rankings."""
     evaluate = LossEvaluator(objective)
     names = ("loss", "accuracy", "margin", *(("log_ratio",) if config.has_reference else ()))
 
     def measure(params: Params, frozen: Params, batches: Iterable[Batch]) -> dict[str, float]:
-        found = evaluate(params, frozen, batches)
-        return {f"eval/{name}": found[name][0] for name in names}
+        if complete:
+            batches = (complete(params, frozen, batch) for batch in batches)
+        found = {name: mean for name, (mean, _) in evaluate(params, frozen, batches).items()}
+        if config.unpaired:
+            found["margin"] = found["better"] - found["worse"]
+        return {f"eval/{name}": found[name] for name in names}
 
     return measure
 

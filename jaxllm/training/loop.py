@@ -40,9 +40,22 @@ class EvalConfig:
 
 @runtime_checkable
 class Source(Protocol):
-    """Where batches come from; on-policy sources ask `state` for a rollout."""
+    """Where batches come from; on-policy sources ask the parameters, those trained in `state` and
+    the others, for a rollout."""
 
-    def __call__(self, step: int, state: TrainState) -> Batch: ...
+    def __call__(self, step: int, state: TrainState, frozen: Params) -> Batch: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class CompletedSource:
+    """Batches of another source, and what the parameters say of them that couples their rows."""
+
+    source: Source
+    complete: Callable[[Params, Params, Batch], Batch]
+    """`complete(params, frozen, batch) -> batch`, of those trained and the others."""
+
+    def __call__(self, step: int, state: TrainState, frozen: Params) -> Batch:
+        return self.complete(state.params, frozen, self.source(step, state, frozen))
 
 
 class NonFiniteLoss(Exception):
@@ -139,7 +152,7 @@ class _Loop:
 
     def next_batch(self, step: int, state: TrainState) -> Batch:
         with self._run.ledger.spending("data_wait"):
-            return self._run.source(step, state)
+            return self._run.source(step, state, self._run.frozen)
 
     def sent(self, step: int, metrics: StepMetrics, batch: Batch) -> None:
         self._pending = (step, metrics, batch)

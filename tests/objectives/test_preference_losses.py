@@ -13,8 +13,10 @@ from jaxllm.data.store import write_stores
 from jaxllm.models.config import HeadConfig
 from jaxllm.models.transformer import Output
 from jaxllm.objectives import dpo as dpo_module
+from jaxllm.objectives import kto as kto_module
 from jaxllm.objectives import reward as reward_module
 from jaxllm.objectives.dpo import DpoLossConfig, dpo
+from jaxllm.objectives.kto import kto, mismatched, with_reference_point
 from jaxllm.objectives.reward import RewardLossConfig, reward
 from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxllm.tokenizers.chat_template import chat_template
@@ -204,6 +206,96 @@ def metrics_in_numpy(config, rankings, references, log_probs):
     if config.has_reference:
         found["log_ratio"] = sum(map(reward_of, all_of_them)) / config.beta / tokens
     return found
+
+
+def test_the_loss_of_single_responses(ragged, monkeypatch, tiny_model):
+    batch, rankings = ragged
+    responses = [response for ranking in rankings for response in ranking]
+    good = np.array([response.score > 0 for response in responses])
+    assert 2 < good.sum() < len(good) - 2
+    rng = np.random.default_rng(4)
+    log_probs, others = -rng.uniform(0.2, 4, (2, ROWS, SEQ))
+
+    def given(model, params, batch):
+        found = dpo_module.response_sums(
+            batch["loss_weights"] * params["log_probs"][batch["tokens"]], batch
+        )
+        return found, Output(jnp.zeros((*batch["tokens"].shape, 1)), None, None)
+
+    monkeypatch.setattr(kto_module, "response_log_probs", given)
+    config = DpoLossConfig(loss="kto", beta=0.3, desirable=1.5, undesirable=0.7)
+    objective = kto(tiny_model(), config, lambda params: params["reference"])
+    point = 0.8
+    batch = batch | {"reference_point": jnp.full((ROWS, SEQ), point)}
+
+    def ratios(log_probs):
+        return np.array([(log_probs - others)[r.row, r.places].sum() for r in responses])
+
+    def expected(log_probs):
+        moved = 0.3 * (ratios(log_probs) - point) * np.where(good, 1, -1)
+        return np.mean(np.where(good, 1.5, 0.7) * (1 - 1 / (1 + np.exp(-moved))))
+
+    params = {"log_probs": jnp.asarray(log_probs.ravel(), jnp.float32)}
+    frozen = {"reference": {"log_probs": jnp.asarray(others.ravel(), jnp.float32)}}
+    for micro_batches in (1, 2):
+        loss, gradient, metrics = jax.jit(
+            lambda params, batch, m=micro_batches: loss_and_gradients(
+                objective, params, frozen, batch, None, m
+            )
+        )(params, batch)
+        np.testing.assert_allclose(loss, expected(log_probs), rtol=1e-5)
+        np.testing.assert_allclose(
+            gradient["log_probs"].reshape(ROWS, SEQ),
+            finite_differences(expected, log_probs),
+            rtol=2e-4,
+            atol=1e-6,
+        )
+    found = 0.3 * ratios(log_probs)
+    np.testing.assert_allclose(metrics["better"], found[good].mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["worse"], found[~good].mean(), rtol=1e-4)
+    right = np.where(good, found > 0.3 * point, found < 0.3 * point)
+    np.testing.assert_allclose(metrics["accuracy"], right.mean(), rtol=1e-5)
+
+
+def test_responses_meet_the_other_prompts_of_their_row():
+    rows = {
+        # prompts 1 2 | 5 | 8 8, responses 3 4 | 6 7 | 9; then one prompt alone
+        "tokens": [[1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 0, 0], [1, 2, 3, *[0] * 9]],
+        "segment_ids": [[1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0, 0], [1, 1, 1, *[0] * 9]],
+        "loss_weights": [[0, 1, 1, 0, 1, 1, 0, 0, 1, 0, 0, 0], [0, 1, 0, *[0] * 9]],
+    }
+    dtypes = {"loss_weights": jnp.float32}
+    found = mismatched({n: jnp.asarray(a, dtypes.get(n, jnp.int32)) for n, a in rows.items()})
+    np.testing.assert_array_equal(found["tokens"][0], [1, 2, 6, 7, 5, 9, 8, 8, 3, 4, 0, 0])
+    np.testing.assert_array_equal(found["segment_ids"][0], [1, 1, 1, 1, 2, 2, 3, 3, 3, 3, 0, 0])
+    np.testing.assert_array_equal(found["positions"][0, :10], [0, 1, 2, 3, 0, 1, 0, 1, 2, 3])
+    np.testing.assert_array_equal(found["loss_weights"][0], [0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0])
+    learnt = np.asarray(found["loss_weights"][0]) > 0
+    np.testing.assert_array_equal(np.asarray(found["targets"][0])[learnt], [6, 7, 9, 3, 4])
+    assert not np.asarray(found["loss_weights"][1]).any()
+
+
+def test_the_reference_point_is_of_mismatched_responses(laid_out, tiny_model, tiny_params):
+    vocab_size, _, _, packed = laid_out
+    model = tiny_model(vocab_size, layers=1)
+    params = jax.tree.map(lambda x: x + 0.05, tiny_params(model))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    rows = mismatched(packed)
+    both = (params, jax.tree.map(lambda x: 0.9 * x, params))
+    policy, of_reference = (dpo_module.response_log_probs(model, p, rows)[0] for p in both)
+    there = np.asarray(dpo_module.response_sums(rows["loss_weights"], rows)) > 0
+    wanted = np.asarray(policy - of_reference)[there].mean()
+    assert abs(wanted) > 1e-3
+    points = []
+    # Once the policy and once the reference are taken for the other: one of both is above 0.
+    for one, other in (both, both[::-1]):
+        for parts in (1, 2):
+            complete = with_reference_point(model, lambda p: p["reference"], parts, sharding)
+            batch = complete(one, {"reference": other}, packed)
+            assert batch.keys() == packed.keys() | {"reference_point"}
+            points.append(np.unique(np.asarray(batch["reference_point"])))
+    np.testing.assert_allclose(points[:2], [[max(wanted, 0)]] * 2, rtol=1e-4)
+    np.testing.assert_allclose(points[2:], [[max(-wanted, 0)]] * 2, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,37 @@ def test_every_loss_trains(loss, prefer, curve, tmp_path):
     assert ("eval/log_ratio" in summary_of(tmp_path / "run")) == (loss in ("ipo", "hinge"))
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_single_responses_are_learnt_from(rank, prefer, curve, pairs, json_lines, tmp_path):
+    fields = {
+        "dpo__loss": "kto",
+        "lora__rank": rank,
+        "dpo__beta": 0.5,
+        "optimizer__schedule": "constant",
+    }
+    result = prefer("dpo", tmp_path / "whole", **fields)
+    assert result.code == 0, result.err
+    losses = curve(tmp_path / "whole", "train/loss")
+    assert losses[1] == pytest.approx(0.5, abs=1e-5)  # policy and reference are the same
+    assert losses[6] < losses[1]
+    assert curve(tmp_path / "whole", "eval/margin")[6] > 0
+    points = curve(tmp_path / "whole", "train/reference_point")
+    assert points[1] == pytest.approx(0, abs=1e-4)
+    assert min(points.values()) >= 0
+    # A pair is a good response and a bad one; single ones with a label are the same.
+    single = [
+        {"prompt": each["prompt"], "response": each[name], "label": name == "chosen"}
+        for each in map(json.loads, pairs.read_text().splitlines())
+        for name in ("chosen", "rejected")
+    ]
+    labelled = json_lines(single, "single")
+    assert prefer("dpo", tmp_path / "single", data__train=labelled, **fields).code == 0
+    assert curve(tmp_path / "single", "train/loss") == losses
+    assert prefer("dpo", tmp_path / "halves", steps=3, **fields).code == 0
+    assert prefer("dpo", tmp_path / "halves", steps=6, **fields).code == 0
+    assert curve(tmp_path / "halves", "train/loss") == losses
+
+
 @pytest.mark.parametrize("stage", ["reward", "dpo"])
 @pytest.mark.parametrize(
     ("fields", "message"),
@@ -186,6 +217,10 @@ def test_what_cannot_be(stage, fields, message, prefer, tmp_path):
             {"dpo__live_reference": True, "lora__rank": 2, "train__trainable": ".*norm/scale"},
             "train.trainable changes it",
         ),
+        ({"dpo__desirable": 2.0}, "only kto"),
+        ({"dpo__loss": "kto", "dpo__undesirable": -1.0}, "undesirable: must be positive"),
+        ({"dpo__loss": "kto", "dpo__best_response": 0.1}, "kto does not read it"),
+        ({"dpo__loss": "kto", "data__packing": "none"}, "take best_fit"),
         ({"dpo__template": "nowhere.jinja"}, "config.dpo.template: nowhere.jinja"),
     ],
 )

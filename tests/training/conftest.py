@@ -118,7 +118,7 @@ class Harness:
     def of(self, *kinds):
         return [event for event in self.events if event[0] in kinds]
 
-    def _batch(self, step, state):
+    def _batch(self, step, state, frozen):
         self.events.append(("batch", step + 1))
         return {"tokens": jnp.full(4, step + 1)}
 
