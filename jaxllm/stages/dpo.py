@@ -254,7 +254,7 @@ def _stored_reference(
         reference = Reference(model, identity, load, run.mesh)
         rows = config.batch_size // config.micro_batches
         return {
-            store.path: reference.of_store(store, data.packing, data.seq_len, rows)
+            store.path: reference.of_store(store, data.packing, data.seq_len, rows, run.phases)
             for store in stores
         }
 
