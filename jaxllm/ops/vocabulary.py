@@ -74,9 +74,9 @@ def token_log_probs(
         head: the projection to the vocabulary.
         labels: ids in [0, vocab); what stands at positions of weight 0 does not matter.
         chunk: positions of the sequence at a time; 0 chooses by memory.
-        needed: the positions whose results are read; None: all. Where there are several chunks,
-            these come first in their rows, so that chunks without any are left out, and elsewhere
-            stands anything finite.
+        needed: the positions whose results are read; None: all. On one device, where there are
+            several chunks, these come first in their rows, so that chunks without any are left
+            out; elsewhere in the result stands anything finite.
     """
     batch, seq, _ = hidden.shape
     chunk = chunk or chunk_length(batch, seq, head.matrix.shape[-1])
@@ -86,6 +86,10 @@ def token_log_probs(
     # Each chunk adds to the gradient of the matrix: in float32, even where that is kept narrow.
     head = dataclasses.replace(head, matrix=head.matrix.astype(jnp.float32))
     order = None
+    if _devices() > 1:
+        # A chunk that may be left out would have its share of the matrix's gradient summed over
+        # devices by itself, where XLA sums those of all chunks once.
+        needed = None
     if needed is not None:
         order = NeededFirst.of(needed)
         hidden, labels, needed = (order.sorted(x) for x in (hidden, labels, needed))
@@ -182,11 +186,16 @@ def in_chunks(arrays: Any, chunk: int) -> Any:
 
 def chunk_length(batch: int, seq: int, vocab: int) -> int:
     """Positions of a row at a time, so that a chunk has some hundred tokens on each device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = 1 if mesh.empty else mesh.size
+    devices = _devices()
     tokens = _CHUNK_TOKENS.get(jax.default_backend(), _CHUNK_TOKENS_ELSEWHERE)
     longest = max(1, max(tokens, _SMALL // vocab) * devices // batch)
     if longest >= seq:
         return seq
     chunks = -(-seq // longest)
     return -(-seq // chunks)
+
+
+def _devices() -> int:
+    """Devices of the mesh in use; without one, 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
