@@ -15,6 +15,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _TWICE_SECONDS = 1.0
 """Signals that come so close together are one: a cluster may tell a process and its parent, which
 passes it on."""
+_SOON_SECONDS = 5.0
+"""How long after a signal an error is its consequence."""
 
 
 class StopRequest:
@@ -23,6 +25,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: str = ""
         """The name of the signal that came, or empty."""
+        self.came = -math.inf
+        """When, on the monotonic clock."""
 
     def after(self, step: int) -> bool:
         """Whether to stop after this step; asked once after each."""
@@ -47,12 +51,11 @@ def end_on_signals() -> StopRequest:
     library written in C is loaded it becomes an `ImportError`. So the result tells, too, that one
     came.
     """
-    request, came = StopRequest(), -math.inf
+    request = StopRequest()
 
     def handler(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        before, came = came, time.monotonic()
-        if came - before > _TWICE_SECONDS:
+        before, request.came = request.came, time.monotonic()
+        if request.came - before > _TWICE_SECONDS:
             request.signal = signal.Signals(number).name
             raise _ended_by(request)
 
@@ -63,16 +66,16 @@ def end_on_signals() -> StopRequest:
 
 @contextmanager
 def ended_by(request: StopRequest) -> Iterator[None]:
-    """Inside, whatever error follows a signal of `end_on_signals` is taken for its consequence.
+    """Inside, an error that soon follows a signal of `end_on_signals` is taken for its consequence.
 
     Raises:
         Preempted: there was such an error.
     """
     try:
         yield
-    except Exception:
-        if request.signal:
-            raise _ended_by(request) from None
+    except Exception as error:
+        if time.monotonic() - request.came < _SOON_SECONDS:
+            raise _ended_by(request) from error
         raise
 
 

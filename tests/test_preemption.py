@@ -7,7 +7,7 @@ import pytest
 
 from jaxllm import preemption
 from jaxllm.errors import Preempted
-from jaxllm.preemption import deferred_stop, end_on_signals
+from jaxllm.preemption import deferred_stop, end_on_signals, ended_by
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -70,6 +70,19 @@ def test_the_handlers_of_before_are_back_afterwards():
         signal.raise_signal(signal.SIGTERM)
         raise RuntimeError
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_an_error_soon_after_a_signal_is_its_consequence(monkeypatch):
+    request = end_on_signals()
+    with pytest.raises(KeyError), ended_by(request):
+        raise KeyError  # nothing came
+    with pytest.raises(Preempted):
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(Preempted, match="stopped by SIGINT"), ended_by(request):
+        raise KeyError
+    monkeypatch.setattr(preemption, "_SOON_SECONDS", 0.0)
+    with pytest.raises(KeyError), ended_by(request):
+        raise KeyError
 
 
 def test_no_handler_of_errors_takes_a_signal_for_one():
