@@ -23,9 +23,7 @@ class Judgement(NamedTuple):
     """How a policy does beside its reference."""
 
     right: float
-    """Share of its samples that are right,"""
-    reference_right: float
-    """and of the reference's."""
+    """Share of its samples that are right."""
     win_rate: float
     """Mean over prompts of 1 where it alone is right, 0 where the reference alone is, else ½."""
     kl: float
@@ -34,34 +32,43 @@ class Judgement(NamedTuple):
     """Its standard error."""
 
 
-def judge(policy: Path, reference: Path, source: str, count: int = 500) -> Judgement:
-    """Samples an answer of both to each of the first prompts of `source`, at temperature 1."""
-    records = [
-        record.fields
-        for record in itertools.islice(
-            make_source(source, "source", parse_special_tokens=False).records(), count
-        )
-    ]
-    mesh = make_mesh(MeshConfig())
-    with jax.set_mesh(mesh):
-        models = [load_trained(path, mesh) for path in (policy, reference)]
-        requests = [
-            _requests(models[0], [record["prompt"] for record in records], seed) for seed in (0, 1)
-        ]
-        samples = [model.complete(asked) for model, asked in zip(models, requests, strict=True)]
-        kls = _log_ratios(models[1], requests[0], samples[0])
-    prompts = [record["prompt"] for record in records]
-    right, reference_right = (
-        np.array(ExactMatch()(prompts, [sample.text.strip() for sample in each], records))
-        for each in samples
-    )
-    return Judgement(
-        right.mean(),
-        reference_right.mean(),
-        ((right - reference_right + 1) / 2).mean(),
-        kls.mean(),
-        kls.std(ddof=1) / len(kls) ** 0.5,
-    )
+class Judge:
+    """Judges policies beside one reference, which answers once."""
+
+    def __init__(self, reference: Path, source: str, count: int = 500) -> None:
+        """Samples the reference's answers to the first prompts of `source`, at temperature 1."""
+        records = make_source(source, "source", parse_special_tokens=False).records()
+        self._records = [record.fields for record in itertools.islice(records, count)]
+        self._mesh = make_mesh(MeshConfig())
+        with jax.set_mesh(self._mesh):
+            self._reference = load_trained(reference, self._mesh)
+            requests = _requests(self._reference, self._prompts, seed=0)
+            self._right = self._judged(self._reference.complete(requests))
+
+    @property
+    def reference_right(self) -> float:
+        """Share of the reference's samples that are right."""
+        return self._right.mean()
+
+    def __call__(self, policy: Path) -> Judgement:
+        """The judgement on the policy of a run."""
+        with jax.set_mesh(self._mesh):
+            model = load_trained(policy, self._mesh)
+            requests = _requests(model, self._prompts, seed=1)
+            samples = model.complete(requests)
+            ratios = _log_ratios(self._reference, requests, samples)
+        right = self._judged(samples)
+        wins = (right - self._right + 1) / 2
+        error = ratios.std(ddof=1) / len(ratios) ** 0.5
+        return Judgement(right.mean(), wins.mean(), ratios.mean(), error)
+
+    @property
+    def _prompts(self) -> list[str]:
+        return [record["prompt"] for record in self._records]
+
+    def _judged(self, samples: Sequence[Completion]) -> np.ndarray:
+        texts = [sample.text for sample in samples]
+        return np.array(ExactMatch()(self._prompts, texts, self._records))
 
 
 def _requests(model: TrainedModel, prompts: Sequence[str], seed: int) -> list[Request]:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from judge import judge
+from judge import Judge
 
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
@@ -47,8 +47,8 @@ PREFERENCES = {
     "chinese": ("pref_oasst_zh", "pref_dpo_mix_zh"),
 }
 LOSSES = ("sigmoid", "kto")
-COPYING = ("data.train=builtin:copying:5k-45k", "data.eval=builtin:copying:500")
 HELD_OUT_COPIES = "builtin:copying:500"
+COPYING = ("data.train=builtin:copying:5k-45k", f"data.eval={HELD_OUT_COPIES}")
 PAIRS = ("data.train=builtin:copying:45k-55k", f"data.eval={HELD_OUT_COPIES}")
 EVAL_FRACTION = 0.2
 
@@ -126,23 +126,26 @@ def _rewards(done: Mapping[str, Mapping[str, float]], data: Path, folder: Path) 
 
 def _policies(done: Mapping[str, Mapping[str, float]], folder: Path) -> Iterator[str]:
     """The table of policies, judged by what they write."""
-    yield "| | accuracy | margin | right | of the reference | win rate | KL, nats a response |"
+    planned = {loss: [f"{loss}-{seed}" for seed in SEEDS] for loss in LOSSES}
+    made = {loss: [name for name in names if name in done] for loss, names in planned.items()}
+    if not any(made.values()):
+        return
+    judge = Judge(folder / "copier", HELD_OUT_COPIES)
+    yield "| | accuracy | margin | right | win rate | KL, nats a response | its standard error |"
     yield "|---|---|---|---|---|---|---|"
-    for loss in LOSSES:
-        names = [run for seed in SEEDS if (run := f"{loss}-{seed}") in done]
-        if not names:
-            continue
-        judged = [judge(folder / name, folder / "copier", HELD_OUT_COPIES) for name in names]
-        found = [{**done[name], **each._asdict()} for name, each in zip(names, judged, strict=True)]
-        formats = {
-            "eval/accuracy": ".1%",
-            "eval/margin": ".2f",
-            "right": ".1%",
-            "reference_right": ".1%",
-            "win_rate": ".1%",
-            "kl": ".2f",
-        }
-        yield f"| {loss} | {' | '.join(_spread(found, *each) for each in formats.items())} |"
+    yield f"| the model it began from | | | {judge.reference_right:.1%} | | | |"
+    formats = {
+        "eval/accuracy": ".1%",
+        "eval/margin": ".2f",
+        "right": ".1%",
+        "win_rate": ".1%",
+        "kl": ".2f",
+        "kl_error": ".2f",
+    }
+    for loss, names in made.items():
+        found = [{**done[name], **judge(folder / name)._asdict()} for name in names]
+        if found:
+            yield f"| {loss} | {' | '.join(_spread(found, *each) for each in formats.items())} |"
 
 
 def _spread(found: list[Mapping[str, float]], name: str, form: str = ".1%") -> str:

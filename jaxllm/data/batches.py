@@ -49,8 +49,8 @@ class BatchSource:
         self._pending: dict[int, concurrent.futures.Future[Batch]] = {}
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches")
 
-    def __call__(self, step: int, state: Any = None, frozen: Any = None) -> Batch:
-        """The batch of `step`; the rest is for sources that ask the model, and is not used.
+    def __call__(self, step: int, state: Any = None) -> Batch:
+        """The batch of `step`; `state` is for sources that ask the model, and is not used.
 
         Raises:
             Exception: whatever reading the rows of this step raised, in whichever thread.

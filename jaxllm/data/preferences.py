@@ -22,7 +22,7 @@ from jaxllm.data.conversations import (
 from jaxllm.data.documents import Passage
 from jaxllm.data.records import Record
 
-PREFERENCES_VERSION = 1
+PREFERENCES_VERSION = 2
 """Changes when the same record may become other tokens."""
 
 _FORMS = "`chosen` and `rejected`, or `responses` (best first)"
@@ -66,21 +66,16 @@ class PreferenceReader:
         source = source if isinstance(source, str) else PurePath(record.file).name
         tools = {"tools": asked.tools} if asked.tools else {}
         group = record.group or question_group(asked.messages)
-        return [
-            Passage(
-                json_line(
-                    {
-                        "messages": asked.messages,
-                        "responses": [text for text, _ in ranking],
-                        "scores": [score for _, score in ranking],
-                        "source": source,
-                    }
-                    | tools
-                ),
-                group,
-            )
-            for ranking in rankings
-        ]
+        passages = []
+        for ranking in rankings:
+            preference = {
+                "messages": asked.messages,
+                "responses": [text for text, _ in ranking],
+                "scores": [score for _, score in ranking],
+            } | tools
+            text = json_line(preference | {"source": source})
+            passages.append(Passage(text, group, alike=json_line(preference)))
+        return passages
 
 
 class Asked(NamedTuple):
@@ -112,8 +107,6 @@ def read_asked_and_answered(
             raise ValueError(f"`{name}` is empty")
     asked = [cleaned_message(message, clean) for message in read_asked(fields, joint)]
     checked_messages([*asked, {"role": "assistant", "content": next(iter(named.values()))}])
-    if asked[-1]["role"] == "assistant":
-        raise ValueError("the prompt ends with an answer, and not with the user")
     return Asked(asked, named, read_tools(fields.get("tools")))
 
 
@@ -167,15 +160,17 @@ def _response(fields: Mapping[str, Any], name: str) -> str:
 
 
 def read_asked(fields: Mapping[str, Any], joint: str) -> list[dict[str, Any]]:
-    """The messages that a record's responses follow.
+    """The messages that a record's responses follow, of which the last is not the assistant's.
 
     Raises:
         ValueError: there are none; the message says why.
     """
-    if "messages" in fields:
-        return listed_messages(fields["messages"])
-    if isinstance(fields.get("prompt"), list | tuple):
-        return listed_messages(list(fields["prompt"]))
+    asked = fields["messages"] if "messages" in fields else fields.get("prompt")
+    if "messages" in fields or isinstance(asked, list | tuple):
+        messages = listed_messages(list(asked) if isinstance(asked, tuple) else asked)
+        if messages[-1]["role"] == "assistant":
+            raise ValueError("the prompt ends with an answer, and not with the user")
+        return messages
     if "instruction" in fields:
         text = instruction(fields, joint)
     elif "prompt" in fields:

@@ -23,8 +23,8 @@ from jaxllm.data.selection import Report
 from jaxllm.data.store import TokenStore
 from jaxllm.files import write_bytes_atomically
 from jaxllm.models.config import TransformerConfig
-from jaxllm.objectives.dpo import response_log_probs
 from jaxllm.objectives.objective import Batch, Params
+from jaxllm.objectives.responses import response_log_probs
 from jaxllm.sharding.mesh import batch_sharding, constrain
 from jaxllm.sharding.processes import from_main, is_main
 

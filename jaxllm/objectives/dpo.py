@@ -28,11 +28,16 @@ from jaxtyping import Array, Float
 
 from jaxllm import trees
 from jaxllm.models.config import TransformerConfig
-from jaxllm.models.transformer import Output, Transformer, output_head
 from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, RowKeys, Sums
-from jaxllm.objectives.responses import Pairs, at_ends, best_of, pairs_of, response_sums
+from jaxllm.objectives.responses import (
+    Pairs,
+    at_ends,
+    best_of,
+    pairs_of,
+    response_log_probs,
+    response_sums,
+)
 from jaxllm.objectives.router import router_coefficients, router_sums, router_weights
-from jaxllm.ops.vocabulary import token_log_probs
 
 LOSSES = ("sigmoid", "ipo", "hinge", "simpo", "orpo", "kto")
 TERM = "preference"
@@ -144,6 +149,8 @@ def dpo(
             the batch holds `reference_log_probs`, log π_ref(y) at the last token of each response.
     """
 
+    assert config.loss != "kto", "which is of single responses (objectives.kto)"
+
     def weights(batch: Batch) -> Sums:
         found = {TERM: jnp.sum(pairs_of(batch, largest).weights)}
         if _LIKELIHOOD in config.coefficients:
@@ -222,23 +229,3 @@ def _metrics(
     if config.has_reference:
         metrics["log_ratio"] = (jnp.sum(found.ratio), tokens)
     return metrics
-
-
-def response_log_probs(
-    model: TransformerConfig, params: Params, batch: Batch
-) -> tuple[Float[Array, "batch responses"], Output]:
-    """log π(y | x) of each response of a row, in order, and the forward pass it was read of."""
-    output = Transformer(model).apply(
-        {"params": params},
-        batch["tokens"],
-        batch["positions"],
-        batch["segment_ids"],
-    )
-    assert isinstance(output, Output)
-    scores = token_log_probs(
-        output.hidden,
-        output_head(model, params),
-        batch["targets"],
-        needed=batch["loss_weights"] > 0,
-    )
-    return response_sums(batch["loss_weights"] * scores.log_prob, batch), output

@@ -163,8 +163,8 @@ _permuted.defvjp(
 
 
 def if_any(needed: Bool[Array, "..."] | None, compute: Callable[[], Any]) -> Any:
-    """What `compute` gives, or zeros of its shapes, at no cost, where nothing is needed; None:
-    it is."""
+    """What `compute` gives, or, without computing it, zeros of its shapes where nothing is needed;
+    None: it is."""
     if needed is None:
         return compute()
     shapes = jax.eval_shape(compute)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxllm import trees
 from jaxllm.checkpoints.base import (
@@ -25,6 +26,7 @@ from jaxllm.data.config import DataConfig
 from jaxllm.data.packing import PartValues
 from jaxllm.data.rankings import PreferenceKind, check_preference_data, layout_of
 from jaxllm.data.store import TokenStore
+from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator
 from jaxllm.inference.reference import Reference
 from jaxllm.models.config import TransformerConfig, bare
@@ -32,7 +34,7 @@ from jaxllm.models.families import architecture
 from jaxllm.models.lora import PAIRS
 from jaxllm.models.quantised import rounded
 from jaxllm.objectives.dpo import DpoLossConfig, dpo
-from jaxllm.objectives.kto import kto, with_reference_point
+from jaxllm.objectives.kto import ReferencePoint, kto
 from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.sharding.mesh import batch_sharding
 from jaxllm.sharding.processes import from_main, is_main
@@ -43,8 +45,6 @@ from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
 from jaxllm.tokenizers.chat_template import Message
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import load_tokenizer
-
-Complete = Callable[[Params, Params, Batch], Batch]
 
 _REFERENCE = "reference"
 """Where the reference's parameters stand, if they are held beside the policy's."""
@@ -97,15 +97,22 @@ class DpoConfig(AnsweringConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_preference_data(self.data)
         if self.dpo.unpaired and self.data.packing != "best_fit":
             raise ValueError(
                 "data.packing: kto shows responses to the other prompts of their row; take best_fit"
             )
-        if self.dpo.asks_in_steps and self.lora.rank and self.train.trainable not in (".*", "lora"):
+        if self.dpo.unpaired and self.data.cleaning.near_duplicates:
             raise ValueError(
-                "dpo.live_reference: is the base without pairs, and train.trainable changes it; "
-                "leave one of both out"
+                "data.cleaning.near_duplicates: kto's responses to one prompt would be taken for "
+                "copies of each other; leave it at 0"
+            )
+        check_preference_data(self.data)
+        changed = self.lora.rank and self.train.trainable not in (".*", "lora")
+        if self.dpo.asks_in_steps and changed:
+            asker = "dpo.loss: kto's reference" if self.dpo.unpaired else "dpo.live_reference:"
+            raise ValueError(
+                f"{asker} is the base without pairs, and train.trainable changes it; leave one of "
+                "both out"
             )
 
     @property
@@ -152,13 +159,12 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
     part_values = _stored_reference(run, stores, model, origin)
     rows = run.rows(config.data, corpus, lambda store: part_values[store.path])
     reference = _live_reference(config)
-    complete: Complete | None = None
+    point: ReferencePoint | None = None
     if config.dpo.unpaired:
         assert reference is not None
-        objective = kto(model, config.dpo, reference)
-        complete = with_reference_point(
-            model, reference, config.micro_batches, batch_sharding(run.mesh)
-        )
+        _check_both_kinds(corpus.train)
+        point = ReferencePoint(model, reference, batch_sharding(run.mesh), config.micro_batches)
+        objective = kto(model, config.dpo, reference, point)
     else:
         largest = max(store.most_parts for store in stores)
         objective = dpo(model, config.dpo, largest, reference)
@@ -168,7 +174,7 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
         config.data,
         corpus.eval,
         run.mesh,
-        _measure(objective, config.dpo, complete),
+        _measure(objective, config.dpo, point),
         lambda step, params: write_samples(step, _policy(params)),
         part_values[corpus.eval.path],
     )
@@ -184,7 +190,6 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
         evaluation,
         initial_params=(lambda: _with_reference(origin.params)) if held else None,
         param_shapes={**shapes, _REFERENCE: shapes} if held else None,
-        complete=complete,
     )
     if not is_main():
         return {}
@@ -193,6 +198,26 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
         "data/dropped": float(sum(store.dropped for store in stores)),
     }
     return run.data_scores(corpus, rows) | scores | counts
+
+
+def _check_both_kinds(stores: Sequence[TokenStore]) -> None:
+    """Checks that there are good and bad responses to learn from.
+
+    Raises:
+        UserError: there are not.
+    """
+    kinds = {
+        bool(score)
+        for store in stores
+        for number in range(len(store.shards))
+        for score in np.unique(store.scores(number))
+    }
+    if len(kinds) < 2:
+        missing = "bad" if kinds == {True} else "good"
+        raise UserError(
+            f"config.data.train: kto learns from good and bad responses, and there is no {missing} "
+            "one; look at the records' `label`."
+        )
 
 
 class _Origin:
@@ -278,19 +303,21 @@ def _policy(params: Params) -> Params:
 
 
 def _measure(
-    objective: Objective, config: DpoFields, complete: Complete | None
+    objective: Objective, config: DpoFields, point: ReferencePoint | None
 ) -> Callable[[Params, Params, Iterable[Batch]], dict[str, float]]:
     """Scores of parameters on held-out rankings."""
     evaluate = LossEvaluator(objective)
     names = ("loss", "accuracy", "margin", *(("log_ratio",) if config.has_reference else ()))
 
     def measure(params: Params, frozen: Params, batches: Iterable[Batch]) -> dict[str, float]:
-        if complete:
-            batches = (complete(params, frozen, batch) for batch in batches)
-        found = {name: mean for name, (mean, _) in evaluate(params, frozen, batches).items()}
-        if config.unpaired:
+        if point:
+            batches = point.of_all(params, frozen, batches)
+        measured = evaluate(params, frozen, batches)
+        found = {name: mean for name, (mean, _) in measured.items()}
+        # Of single responses it cannot be told where all that are held out are good, or bad.
+        if point and measured["better"][1] and measured["worse"][1]:
             found["margin"] = found["better"] - found["worse"]
-        return {f"eval/{name}": found[name] for name in names}
+        return {f"eval/{name}": found[name] for name in names if name in found}
 
     return measure
 

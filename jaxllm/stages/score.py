@@ -90,12 +90,15 @@ def run(config: ScoreConfig, workdir: Path | None) -> None:
             print(json.dumps(_told(classify([config.text])[0]), ensure_ascii=False))
             return
         fields = labels_config_of(RunDirectory(config.init)).text_fields
-        records = list(_records(config.texts, fields))
+        read = functools.partial(_text_and_fields, names=fields)
+        records = [found for _, found in _read(config.texts, read)]
         if not records:
             raise UserError(f"config.texts: there are no records in {config.texts}.")
-        found = classify([text for _, text in records])
+        predictions = classify([text for text, _ in records])
     assert workdir is not None
-    lines = [read | _told(prediction) for (read, _), prediction in zip(records, found, strict=True)]
+    lines = [
+        kept | _told(prediction) for (_, kept), prediction in zip(records, predictions, strict=True)
+    ]
     _write(workdir, lines, "texts")
 
 
@@ -109,6 +112,8 @@ def _write(workdir: Path, lines: Sequence[Mapping[str, Any]], what: str) -> None
 class _Judged(NamedTuple):
     """What is judged of a record."""
 
+    fields: dict[str, Any]
+    """All of it."""
     prompt: str
     """The last message."""
     responses: dict[str, str]
@@ -142,22 +147,26 @@ def _rewarded(config: ScoreConfig) -> list[dict[str, Any]]:
         if scorer:
             of_model += scorer.of_ids([ids for _, judged in read for ids in judged.laid_out])
     every = [
-        (fields, judged, text) for fields, judged in read for text in judged.responses.values()
+        (f"{place}, {name}", judged, text)
+        for place, judged in read
+        for name, text in judged.responses.items()
     ]
     scores = rewards(
         [judged.prompt for _, judged, _ in every],
         [text for _, _, text in every],
-        [fields for fields, _, _ in every],
+        [judged.fields for _, judged, _ in every],
+        [place for place, _, _ in every],
     )
-    lines, place = [], 0
-    for fields, judged in read:
-        span = slice(place, place + len(judged.responses))
+    lines, begin = [], 0
+    for _, judged in read:
+        span = slice(begin, begin + len(judged.responses))
         told = functools.partial(_rounded, single=judged.is_single)
-        line = fields | {"reward" if judged.is_single else "rewards": told(scores.total[span])}
+        name = "reward" if judged.is_single else "rewards"
+        line = judged.fields | {name: told(scores.total[span])}
         if config.rewards:
             line["values"] = {name: told(values[span]) for name, values in scores.by_name.items()}
         lines.append(line)
-        place = span.stop
+        begin = span.stop
     return lines
 
 
@@ -174,42 +183,39 @@ def _judged(scorer: RewardModel | None, fields: Mapping[str, Any]) -> _Judged:
     """
     json_line(fields)  # it is to be written again
     messages = read_asked(fields, "\n")
-    if not messages:
-        raise ValueError("`messages` is empty")
     laid_out: list[ResponseIds] = []
     if scorer:
         clean = Cleaner(scorer.cleaning or CleaningConfig())
         asked = read_asked_and_answered(fields, joint_of(scorer.template), clean, True)
         texts = list(asked.responses.values())
         laid_out = response_ids(scorer.template, asked.messages, texts, asked.tools)
-    return _Judged(messages[-1]["content"], read_responses(fields, True), laid_out)
+    responses = read_responses(fields, True)
+    return _Judged(dict(fields), messages[-1]["content"], responses, laid_out)
 
 
-def _records(source: str, fields: Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
-    """The fields of each record that are read, and its text.
+def _text_and_fields(fields: Mapping[str, Any], names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The text that a classifier reads of a record, and the fields that it is of.
 
     Raises:
-        UserError: a record has none.
+        ValueError: it has none.
     """
-    for read, text in _read(source, lambda found: joined_text(found, fields)):
-        yield {name: read[name] for name in fields}, text
+    return joined_text(fields, names), {name: fields[name] for name in names}
 
 
-def _read(
-    source: str, read: Callable[[Mapping[str, Any]], T]
-) -> Iterator[tuple[dict[str, Any], T]]:
-    """The fields of each record, and what is read of them.
+def _read(source: str, read: Callable[[Mapping[str, Any]], T]) -> Iterator[tuple[str, T]]:
+    """Where each record stands, and what is read of it.
 
     Raises:
         UserError: a line is no record, or `read` raises a ValueError.
     """
     for record in make_source(source, "config.texts", parse_special_tokens=False).records():
+        place = f"{record.file}, line {record.line}"
         if isinstance(record, BadLine):
-            raise UserError(f"{record.file}, line {record.line}: {record.reason}.")
+            raise UserError(f"{place}: {record.reason}.")
         try:
-            yield dict(record.fields), read(record.fields)
+            yield place, read(record.fields)
         except ValueError as error:
-            raise UserError(f"{record.file}, line {record.line}: {error}.") from None
+            raise UserError(f"{place}: {error}.") from None
 
 
 def _told(prediction: Prediction) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from jaxllm.models.head import init_head
 from jaxllm.models.lora import init_pairs
 from jaxllm.models.quantised import held, rounded
 from jaxllm.models.transformer import SHARDING_RULES, param_shapes
-from jaxllm.objectives.objective import Batch, Objective, Params
+from jaxllm.objectives.objective import Objective
 from jaxllm.planning.flops import model_training_flops_per_token
 from jaxllm.reporting.goodput import Ledger
 from jaxllm.reporting.phases import Phases
@@ -49,7 +49,6 @@ from jaxllm.stages.fields import ModelTrainingFields
 from jaxllm.stages.fit import check_batch, fit, is_finished
 from jaxllm.stages.held_out import HeldOut
 from jaxllm.tokenizers.config import TokenizerConfig
-from jaxllm.training.loop import CompletedSource
 
 _PATIENCE_SECONDS = 60.0
 """How long a run waits for another one in its directory, which may just be ending."""
@@ -173,7 +172,6 @@ class TrainingRun(Generic[C]):
         initial_params: Callable[[], dict[str, Any]] | None = None,
         predicted: float = 1.0,
         param_shapes: Mapping[str, Any] | None = None,
-        complete: Callable[[Params, Params, Batch], Batch] | None = None,
     ) -> dict[str, float]:
         """Trains to the end over the run's mesh, and evaluates.
 
@@ -185,7 +183,6 @@ class TrainingRun(Generic[C]):
             initial_params: makes the parameters that training begins from; None: those of `init`.
             predicted: share of places whose token is predicted, for MFU.
             param_shapes: of those parameters, where they are more than the model's.
-            complete: adds to batches what parameters say of them (`CompletedSource`).
 
         Returns:
             The final scores, and what was measured on the way.
@@ -195,7 +192,7 @@ class TrainingRun(Generic[C]):
         trained, _ = trees.split(shapes, config.trained)
         paths = {path for path, _ in trees.leaves_with_paths(trained)}
         with jax.set_mesh(self.mesh):
-            batches = BatchSource(rows.mixture, config.batch_size, batch_sharding(self.mesh))
+            source = BatchSource(rows.mixture, config.batch_size, batch_sharding(self.mesh))
             try:
                 state, frozen, measured = fit(
                     config,
@@ -205,7 +202,7 @@ class TrainingRun(Generic[C]):
                     initial_params=initial_params or (lambda: self.loaded_params(model)),
                     param_shapes=shapes,
                     rules=SHARDING_RULES,
-                    source=CompletedSource(batches, complete) if complete else batches,
+                    source=source,
                     evaluate=evaluation,
                     ledger=self.ledger,
                     flops_per_token=model_training_flops_per_token(
@@ -214,7 +211,7 @@ class TrainingRun(Generic[C]):
                     source_scalars=lambda step: rows.scalars(step * config.batch_size),
                 )
             finally:
-                batches.close()
+                source.close()
             final = evaluation.final_scores(state, frozen)
         counted = {
             "model/parameters": float(trees.size(self.param_shapes(model))),

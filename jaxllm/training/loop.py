@@ -12,7 +12,7 @@ import jax
 from jaxllm import trees
 from jaxllm.checkpoints.checkpointer import CheckpointConfig, Checkpointer
 from jaxllm.errors import Preempted
-from jaxllm.objectives.objective import Batch, Params
+from jaxllm.objectives.objective import Batch, Complete, Params
 from jaxllm.preemption import StopRequest, deferred_stop
 from jaxllm.reporting.goodput import Ledger
 from jaxllm.reporting.progress import ProgressLine, training_fields
@@ -40,22 +40,9 @@ class EvalConfig:
 
 @runtime_checkable
 class Source(Protocol):
-    """Where batches come from; on-policy sources ask the parameters, those trained in `state` and
-    the others, for a rollout."""
+    """Where batches come from; on-policy sources ask `state` for a rollout."""
 
-    def __call__(self, step: int, state: TrainState, frozen: Params) -> Batch: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class CompletedSource:
-    """Batches of another source, and what the parameters say of them that couples their rows."""
-
-    source: Source
-    complete: Callable[[Params, Params, Batch], Batch]
-    """`complete(params, frozen, batch) -> batch`, of those trained and the others."""
-
-    def __call__(self, step: int, state: TrainState, frozen: Params) -> Batch:
-        return self.complete(state.params, frozen, self.source(step, state, frozen))
+    def __call__(self, step: int, state: TrainState) -> Batch: ...
 
 
 class NonFiniteLoss(Exception):
@@ -74,6 +61,8 @@ class Run:
     kept: Params
     """and those of them that checkpoints hold."""
     source: Source
+    complete: Complete
+    """Of the objective."""
     evaluate: Callable[[int, TrainState], dict[str, float]]
     """Scores of the state after this many steps; `eval/loss` decides which checkpoint is best."""
     diagnose: Callable[[int, TrainState, Batch], str]
@@ -116,7 +105,7 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         start = int(state.step)
         loop.evaluate_if_missing(start, state)
         for step in range(start, run.steps):
-            batch = loop.next_batch(step, state)
+            batch = run.complete(state.params, run.frozen, loop.next_batch(step, state))
             state, metrics = run.step_function(state, run.frozen, batch)
             loop.finish_previous(state)
             loop.sent(step + 1, metrics, batch)
@@ -152,7 +141,7 @@ class _Loop:
 
     def next_batch(self, step: int, state: TrainState) -> Batch:
         with self._run.ledger.spending("data_wait"):
-            return self._run.source(step, state, self._run.frozen)
+            return self._run.source(step, state)
 
     def sent(self, step: int, metrics: StepMetrics, batch: Batch) -> None:
         self._pending = (step, metrics, batch)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxllm.data.cleaning import Cleaner, CleaningConfig
+from jaxllm.data.documents import Document
 from jaxllm.data.packing import packed_rows
 from jaxllm.data.preferences import PreferenceReader
 from jaxllm.data.rankings import Rankings, ResponseIds, fitted_responses, response_ids
@@ -71,6 +72,34 @@ def test_one_response_with_a_label():
     assert read({"prompt": "q", "completion": "a", "label": False}, unpaired=True)["scores"] == [0]
 
 
+def test_unpaired_responses_are_good_or_bad_each_by_itself():
+    reader = PreferenceReader("", unpaired=True)
+    fields = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 9, 9]}
+    passages = reader(Record(fields, "x.jsonl", 1), False, Cleaner(CleaningConfig()))
+    found = [json.loads(passage.text) for passage in passages]
+    assert [each["responses"] for each in found] == [["a"], ["b"], ["c"]]
+    assert [each["scores"] for each in found] == [[0], [1], [1]]
+    assert len({passage.group for passage in passages}) == 1
+    assert {each["messages"][0]["content"] for each in found} == {"q"}
+
+
+@pytest.mark.parametrize("unpaired", [False, True])
+def test_copies_in_files_of_other_names_are_copies(unpaired):
+    reader = PreferenceReader("", unpaired=unpaired)
+    one, other = (
+        [
+            Document.of(passage.text, passage.group, 0, passage.alike)
+            for passage in reader(
+                Record({"prompt": "q"} | PAIR, name, 1), False, Cleaner(CleaningConfig())
+            )
+        ]
+        for name in ("a.jsonl", "b.jsonl")
+    )
+    assert [document.digest for document in one] == [document.digest for document in other]
+    assert len({document.digest for document in one}) == len(one)
+    assert one[0].text != other[0].text  # which names its file
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -97,7 +126,11 @@ def test_one_response_with_a_label():
         ({"prompt": "q", "margin": True} | PAIR, "`margin` is no number"),
         ({"prompt": ""} | PAIR, "empty message"),
         (PAIR, "no `prompt`, `messages`, or `instruction`"),
-        ({"messages": [{"role": "assistant", "content": "a"}]} | PAIR, "begins with assistant"),
+        ({"messages": [{"role": "assistant", "content": "a"}]} | PAIR, "ends with an answer"),
+        (
+            {"messages": [{"role": "assistant", "content": "a"}, USER]} | PAIR,
+            "begins with assistant",
+        ),
         (
             {"messages": [USER, {"role": "assistant", "content": "a"}]} | PAIR,
             "ends with an answer",

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from jaxllm.data.packing import packed_rows
 from jaxllm.data.rankings import Rankings
@@ -16,7 +17,8 @@ from jaxllm.objectives import dpo as dpo_module
 from jaxllm.objectives import kto as kto_module
 from jaxllm.objectives import reward as reward_module
 from jaxllm.objectives.dpo import DpoLossConfig, dpo
-from jaxllm.objectives.kto import kto, mismatched, with_reference_point
+from jaxllm.objectives.kto import ReferencePoint, kto, mismatched
+from jaxllm.objectives.responses import Pairs, response_log_probs, response_sums
 from jaxllm.objectives.reward import RewardLossConfig, reward
 from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer
 from jaxllm.tokenizers.chat_template import chat_template
@@ -157,9 +159,7 @@ def test_losses_of_pairs(config, ragged, monkeypatch, tiny_model):
     log_probs = -np.random.default_rng(1).uniform(0.2, 4, (ROWS, SEQ))
 
     def given(model, params, batch):
-        found = dpo_module.response_sums(
-            batch["loss_weights"] * params["log_probs"][batch["tokens"]], batch
-        )
+        found = response_sums(batch["loss_weights"] * params["log_probs"][batch["tokens"]], batch)
         return found, Output(jnp.zeros((*batch["tokens"].shape, 1)), None, None)
 
     monkeypatch.setattr(dpo_module, "response_log_probs", given)
@@ -217,14 +217,14 @@ def test_the_loss_of_single_responses(ragged, monkeypatch, tiny_model):
     log_probs, others = -rng.uniform(0.2, 4, (2, ROWS, SEQ))
 
     def given(model, params, batch):
-        found = dpo_module.response_sums(
-            batch["loss_weights"] * params["log_probs"][batch["tokens"]], batch
-        )
+        found = response_sums(batch["loss_weights"] * params["log_probs"][batch["tokens"]], batch)
         return found, Output(jnp.zeros((*batch["tokens"].shape, 1)), None, None)
 
     monkeypatch.setattr(kto_module, "response_log_probs", given)
     config = DpoLossConfig(loss="kto", beta=0.3, desirable=1.5, undesirable=0.7)
-    objective = kto(tiny_model(), config, lambda params: params["reference"])
+    reference = lambda params: params["reference"]  # noqa: E731
+    point_of = ReferencePoint(tiny_model(), reference, SingleDeviceSharding(jax.devices()[0]))
+    objective = kto(tiny_model(), config, reference, point_of)
     point = 0.8
     batch = batch | {"reference_point": jnp.full((ROWS, SEQ), point)}
 
@@ -259,10 +259,27 @@ def test_the_loss_of_single_responses(ragged, monkeypatch, tiny_model):
 
 def test_responses_meet_the_other_prompts_of_their_row():
     rows = {
-        # prompts 1 2 | 5 | 8 8, responses 3 4 | 6 7 | 9; then one prompt alone
-        "tokens": [[1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 0, 0], [1, 2, 3, *[0] * 9]],
-        "segment_ids": [[1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0, 0], [1, 1, 1, *[0] * 9]],
-        "loss_weights": [[0, 1, 1, 0, 1, 1, 0, 0, 1, 0, 0, 0], [0, 1, 0, *[0] * 9]],
+        # Prompts 1 2 | 5 | 8 8, responses 3 4 | 6 7 | 9; one prompt alone; one twice, and another.
+        "tokens": [
+            [1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 0, 0],
+            [1, 2, 3, *[0] * 9],
+            [1, 2, 3, 1, 2, 4, 5, 2, 6, 0, 0, 0],
+        ],
+        "segment_ids": [
+            [1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0, 0],
+            [1, 1, 1, *[0] * 9],
+            [1, 1, 1, 2, 2, 2, 3, 3, 3, 0, 0, 0],
+        ],
+        "positions": [
+            [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 0, 0],
+            [0, 1, 2, *[0] * 9],
+            [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0],
+        ],
+        "loss_weights": [
+            [0, 1, 1, 0, 1, 1, 0, 0, 1, 0, 0, 0],
+            [0, 1, 0, *[0] * 9],
+            [0, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0],
+        ],
     }
     dtypes = {"loss_weights": jnp.float32}
     found = mismatched({n: jnp.asarray(a, dtypes.get(n, jnp.int32)) for n, a in rows.items()})
@@ -273,29 +290,65 @@ def test_responses_meet_the_other_prompts_of_their_row():
     learnt = np.asarray(found["loss_weights"][0]) > 0
     np.testing.assert_array_equal(np.asarray(found["targets"][0])[learnt], [6, 7, 9, 3, 4])
     assert not np.asarray(found["loss_weights"][1]).any()
+    # What stands behind its own prompt is not learnt.
+    np.testing.assert_array_equal(found["tokens"][2], [1, 2, 4, 1, 2, 6, 5, 2, 3, 0, 0, 0])
+    np.testing.assert_array_equal(found["loss_weights"][2], [0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0])
 
 
 def test_the_reference_point_is_of_mismatched_responses(laid_out, tiny_model, tiny_params):
     vocab_size, _, _, packed = laid_out
     model = tiny_model(vocab_size, layers=1)
     params = jax.tree.map(lambda x: x + 0.05, tiny_params(model))
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    rows = mismatched(packed)
     both = (params, jax.tree.map(lambda x: 0.9 * x, params))
-    policy, of_reference = (dpo_module.response_log_probs(model, p, rows)[0] for p in both)
-    there = np.asarray(dpo_module.response_sums(rows["loss_weights"], rows)) > 0
-    wanted = np.asarray(policy - of_reference)[there].mean()
+    rows = [alone for row in range(len(packed["tokens"])) for alone in mismatches(packed, row)]
+    assert len(rows) == 4
+    batch = {name: jnp.asarray(np.stack([row[name] for row in rows])) for name in rows[0]}
+    policy, of_reference = (response_log_probs(model, p, batch)[0][:, 0] for p in both)
+    wanted = float((policy - of_reference).mean())
     assert abs(wanted) > 1e-3
-    points = []
-    # Once the policy and once the reference are taken for the other: one of both is above 0.
-    for one, other in (both, both[::-1]):
+    sharding = SingleDeviceSharding(jax.devices()[0])
+    # Once the policy and once the reference is taken for the other: one of both is above 0.
+    for sign, (one, other) in ((1, both), (-1, both[::-1])):
+        frozen = {"reference": other}
+        found = []
         for parts in (1, 2):
-            complete = with_reference_point(model, lambda p: p["reference"], parts, sharding)
-            batch = complete(one, {"reference": other}, packed)
-            assert batch.keys() == packed.keys() | {"reference_point"}
-            points.append(np.unique(np.asarray(batch["reference_point"])))
-    np.testing.assert_allclose(points[:2], [[max(wanted, 0)]] * 2, rtol=1e-4)
-    np.testing.assert_allclose(points[2:], [[max(-wanted, 0)]] * 2, rtol=1e-4)
+            point = ReferencePoint(model, lambda p: p["reference"], sharding, parts)
+            completed = point.of_batch(one, frozen, packed)
+            assert completed.keys() == packed.keys() | {"reference_point"}
+            found.append(completed)
+        # In evaluation of all batches together.
+        halves = [{name: array[half::2] for name, array in packed.items()} for half in (0, 1)]
+        found += point.of_all(one, frozen, halves)
+        points = np.concatenate([np.unique(np.asarray(each["reference_point"])) for each in found])
+        np.testing.assert_allclose(points, max(sign * wanted, 0), rtol=1e-4)
+
+
+def mismatches(packed, row):
+    """Each response of a row in a row of its own, behind the prompt before its own, unless that is
+    the same one."""
+    tokens, segments, weights = (
+        np.asarray(packed[name][row]) for name in ("tokens", "segment_ids", "loss_weights")
+    )
+    prompts, responses = [], []
+    for segment in range(1, segments.max() + 1):
+        (places,) = np.nonzero(segments == segment)
+        size = int(np.nonzero(weights[places])[0][0]) + 1
+        prompts.append(tokens[places[:size]])
+        responses.append(tokens[places[size:]])
+    for index, response in enumerate(responses):
+        prompt = prompts[index - 1]
+        if prompt.tolist() == prompts[index].tolist():
+            continue
+        ids = np.concatenate([prompt, response])
+        alone = {name: np.zeros(64, np.int32) for name in ("tokens", "targets", "positions")}
+        alone["segment_ids"] = np.zeros(64, np.int32)
+        alone["loss_weights"] = np.zeros(64, np.float32)
+        alone["tokens"][: len(ids)] = ids
+        alone["targets"][: len(ids) - 1] = ids[1:]
+        alone["positions"][: len(ids)] = np.arange(len(ids))
+        alone["segment_ids"][: len(ids)] = 1
+        alone["loss_weights"][len(prompt) - 1 : len(ids) - 1] = 1
+        yield alone
 
 
 @pytest.mark.parametrize(
@@ -353,7 +406,7 @@ def test_dpo_finds_the_policy_that_its_labels_ask_for():
     def loss(logits):
         ratio = jax.nn.log_softmax(logits) - jnp.log(reference)
         values = jnp.stack([ratio[first], ratio[second]], axis=1)
-        pairs = dpo_module.Pairs(
+        pairs = Pairs(
             jnp.asarray(preferred)[:, None, None] * jnp.array([1.0, 0.0]),
             jnp.ones((len(first), 1, 1)) * jnp.array([1.0, 0.0]),
         )

@@ -190,6 +190,25 @@ def test_single_responses_are_learnt_from(rank, prefer, curve, pairs, json_lines
     assert curve(tmp_path / "halves", "train/loss") == losses
 
 
+def test_single_responses_in_micro_batches(prefer, curve, tmp_path):
+    fields = {"dpo__loss": "kto", "batch_size": 16, "steps": 3, "optimizer__learning_rate": 0.1}
+    for parts in (1, 2):
+        run = tmp_path / str(parts)
+        result = prefer("dpo", run, micro_batch_size=16 // parts, **fields)
+        assert result.code == 0, result.err
+    for name in ("train/loss", "train/reference_point", "eval/loss"):
+        one, two = (list(curve(tmp_path / parts, name).values()) for parts in ("1", "2"))
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_single_responses_of_one_kind_teach_nothing(prefer, json_lines, tmp_path):
+    good = [{"prompt": f"Say {n}", "response": "a" * (n % 3 + 1), "label": 1} for n in range(40)]
+    given = {"data__train": json_lines(good, "good"), "dpo__loss": "kto"}
+    result = prefer("dpo", tmp_path / "run", **given)
+    assert result.code == 2
+    assert "there is no bad one" in result.err
+
+
 @pytest.mark.parametrize("stage", ["reward", "dpo"])
 @pytest.mark.parametrize(
     ("fields", "message"),
@@ -221,6 +240,11 @@ def test_what_cannot_be(stage, fields, message, prefer, tmp_path):
         ({"dpo__loss": "kto", "dpo__undesirable": -1.0}, "undesirable: must be positive"),
         ({"dpo__loss": "kto", "dpo__best_response": 0.1}, "kto does not read it"),
         ({"dpo__loss": "kto", "data__packing": "none"}, "take best_fit"),
+        ({"dpo__loss": "kto", "data__cleaning__near_duplicates": 0.8}, "leave it at 0"),
+        (
+            {"dpo__loss": "kto", "lora__rank": 2, "train__trainable": ".*norm/scale"},
+            "dpo.loss: kto's reference",
+        ),
         ({"dpo__template": "nowhere.jinja"}, "config.dpo.template: nowhere.jinja"),
     ],
 )

@@ -41,12 +41,21 @@ def test_functions_judge_responses_as_they_stand(judged):
 @pytest.mark.parametrize(
     ("record", "fields", "message"),
     [
-        ({"prompt": "a", "response": "b"}, {"rewards": "numeric"}, "it has no `answer`"),
+        (
+            {"prompt": "a", "responses": ["b", "c"]},
+            {"rewards": "numeric"},
+            "answers.jsonl, line 1, responses[0] (prompt 'a'): it has no `answer`",
+        ),
         ({"prompt": "a", "response": "b"}, {"rewards": "numerc"}, "did you mean numeric?"),
         ({"prompt": "a", "response": "b"}, {"rewards": "reward_model"}, "its run in config.init"),
         ({"prompt": "a"}, {"rewards": "numeric"}, "answers.jsonl, line 1: no `chosen`"),
         ({"response": "b"}, {"rewards": "numeric"}, "answers.jsonl, line 1: no `prompt`"),
-        ({"messages": [], "response": "b"}, {"rewards": "numeric"}, "line 1: "),
+        ({"messages": [], "response": "b"}, {"rewards": "numeric"}, "line 1: `messages` is"),
+        (
+            {"messages": [{"role": "assistant", "content": "a"}], "response": "b"},
+            {"rewards": "numeric"},
+            "line 1: the prompt ends with an answer",
+        ),
         ({"prompt": "a", "response": "b"}, {}, "config.init: give"),
     ],
 )

@@ -89,6 +89,7 @@ class Harness:
             frozen={},
             kept={},
             source=source or self._batch,
+            complete=lambda params, frozen, batch: batch,
             evaluate=self._evaluate,
             diagnose=lambda step, state, batch: f"batch {int(batch['tokens'][0])} of step {step}",
             recorder=recorder,
@@ -118,7 +119,7 @@ class Harness:
     def of(self, *kinds):
         return [event for event in self.events if event[0] in kinds]
 
-    def _batch(self, step, state, frozen):
+    def _batch(self, step, state):
         self.events.append(("batch", step + 1))
         return {"tokens": jnp.full(4, step + 1)}
 

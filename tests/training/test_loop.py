@@ -93,9 +93,9 @@ def test_time_is_counted_in_steps_alone(harness):
     def passes(seconds):
         clock.now += seconds
 
-    def source(step, state, frozen):
+    def source(step, state):
         passes(1)
-        return harness._batch(step, state, frozen)
+        return harness._batch(step, state)
 
     def scores(step):
         passes(1000)
