@@ -86,11 +86,11 @@ def runs(data: Path) -> dict[str, Run]:
         for language, files in PREFERENCES.items():
             given = (sources(files), f"seed={seed}", f"data.eval_fraction={EVAL_FRACTION}")
             made[f"{language}-{seed}"] = Run("reward", "tuned", given)
-        given = (*PAIRS, f"seed={seed}", "data.seq_len=256", "batch_size=16", "steps=600")
-        rate = "optimizer.learning_rate=1e-3"
-        made[f"copying-{seed}"] = Run("reward", "copier", (*given, rate))
+        given = (*PAIRS, f"seed={seed}", "data.seq_len=256", "batch_size=16")
+        longer = ("steps=1500", "optimizer.learning_rate=1e-3")
+        made[f"copying-{seed}"] = Run("reward", "copier", (*given, *longer))
         for loss in LOSSES:
-            made[f"{loss}-{seed}"] = Run("dpo", "copier", (*given, f"dpo.loss={loss}"))
+            made[f"{loss}-{seed}"] = Run("dpo", "copier", (*given, "steps=600", f"dpo.loss={loss}"))
     return made
 
 
