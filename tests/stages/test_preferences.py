@@ -118,7 +118,7 @@ def test_a_reference_is_rounded_as_the_base_is(prefer, curve, tmp_path):
     assert curve(tmp_path / "run", "train/log_ratio")[1] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("live", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_goes_on_with_the_reference_that_it_began_with(
     live, prefer, command, finished_run, curve, tmp_path
 ):
@@ -140,6 +140,7 @@ def test_a_run_goes_on_with_the_reference_that_it_began_with(
         assert curve(tmp_path / "run", name) == curve(tmp_path / "whole", name)
 
 
+@pytest.mark.slow
 def test_a_reward_model_is_trained_further_with_its_head(prefer, curve, tmp_path):
     assert prefer("reward", tmp_path / "first").code == 0
     losses = {}
@@ -159,7 +160,7 @@ def test_every_loss_trains(loss, prefer, curve, tmp_path):
     assert ("eval/log_ratio" in summary_of(tmp_path / "run")) == (loss in ("ipo", "hinge"))
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_single_responses_are_learnt_from(rank, prefer, curve, pairs, json_lines, tmp_path):
     fields = {
         "dpo__loss": "kto",
@@ -190,6 +191,7 @@ def test_single_responses_are_learnt_from(rank, prefer, curve, pairs, json_lines
     assert curve(tmp_path / "halves", "train/loss") == losses
 
 
+@pytest.mark.slow
 def test_single_responses_in_micro_batches(prefer, curve, tmp_path):
     fields = {"dpo__loss": "kto", "batch_size": 16, "steps": 3, "optimizer__learning_rate": 0.1}
     for parts in (1, 2):
