@@ -1,13 +1,13 @@
-"""Seconds of a step of direct preference optimisation on CPU, beside TRL's DPOTrainer.
+"""Seconds of a step of direct preference optimisation on CPU, beside TRL's and Tunix's DPOTrainer.
 
-    python benchmarks/dpo.py [--turns=4] [--only=jaxllm_live,trl,jaxllm]
+    python benchmarks/dpo.py [--turns=4] [--only=jaxllm_live,trl,tunix,jaxllm]
 
-Needs `pip install -e .[peers]` and `pip install trl`. A step is one of 16 pairs of 2 x 256 tokens,
-of which the first 64 are the prompt, of the Llama of benchmarks/llama.py (8.5 M parameters,
-float32, AdamW, gradients clipped); processes of their own make them in turn, as in
-benchmarks/train.py. `jaxllm_live` and `trl` compute the reference in every step; `jaxllm` has its
-log-probabilities from before, which is what the stage does unless told otherwise. At the end each
-process tells the most memory it has held.
+Needs `pip install -e .[peers]`, `pip install trl` and `pip install google-tunix`. A step is one of
+16 pairs of 2 x 256 tokens, of which the first 64 are the prompt, of the Llama of
+benchmarks/llama.py (8.5 M parameters, float32, AdamW, gradients clipped); processes of their own
+make them in turn, as in benchmarks/train.py. `jaxllm_live`, `trl` and `tunix` compute the reference
+in every step; `jaxllm` has its log-probabilities from before, which is what the stage does unless
+told otherwise. At the end each process tells the most memory it has held.
 """
 
 import argparse
@@ -15,13 +15,13 @@ import resource
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 from in_turn import Step, measure, work
-from llama import VOCAB, jaxllm_training, transformers_llama
+from llama import HEADS, LAYERS, MLP, VOCAB, WIDTH, jaxllm_training, transformers_llama
 
 PAIRS, LENGTH, PROMPT = 16, 256, 64
-WORK = ("jaxllm_live", "jaxllm", "trl")
 
 
 def token_ids() -> np.ndarray:
@@ -153,15 +153,71 @@ def trl_step() -> Step:
     return run
 
 
+def tunix_step() -> Step:
+    """A step of Tunix's, by its own `_prepare_inputs` (which asks the reference) and train step."""
+    import jax
+    import optax
+    from flax import nnx
+    from tunix.models.llama3.model import Llama3, ModelConfig
+    from tunix.sft.dpo.dpo_trainer import DPOTrainer, DPOTrainingConfig, TrainingInput
+
+    config = ModelConfig(
+        num_layers=LAYERS,
+        vocab_size=VOCAB,
+        embed_dim=WIDTH,
+        hidden_dim=MLP,
+        num_heads=HEADS,
+        head_dim=WIDTH // HEADS,
+        num_kv_heads=HEADS,
+        rope_theta=10_000,
+        norm_eps=1e-5,
+        weight_tying=True,
+    )
+    model, reference = (Llama3(config, rngs=nnx.Rngs(0)) for _ in range(2))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.1))
+    trainer = DPOTrainer(
+        model,
+        reference,
+        optimizer,
+        DPOTrainingConfig(eval_every_n_steps=1000, max_steps=1000, beta=0.1),
+    )
+    pairs = token_ids()
+    prompts, responses = pairs[:, 0, :PROMPT], pairs[:, :, PROMPT:]
+    data = TrainingInput(
+        prompt_ids=prompts,
+        prompt_mask=np.ones_like(prompts),
+        chosen_ids=responses[:, 0],
+        chosen_mask=np.ones_like(responses[:, 0]),
+        rejected_ids=responses[:, 1],
+        rejected_mask=np.ones_like(responses[:, 1]),
+    )
+    step, _ = trainer.jit_train_and_eval_step()
+    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))}
+    print(f"Tunix's parameters: {dtypes}", file=sys.stderr)
+
+    def run() -> None:
+        jax.block_until_ready(step(trainer._prepare_inputs(data)))
+
+    return run
+
+
+STEPS: dict[str, Callable[[], Step]] = {
+    "jaxllm_live": lambda: jaxllm_step(live=True),
+    "jaxllm": lambda: jaxllm_step(live=False),
+    "trl": trl_step,
+    "tunix": tunix_step,
+}
+
+
 def main() -> None:
     """Prints medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--only", default=",".join(WORK))
-    parser.add_argument("--worker", choices=WORK)
+    parser.add_argument("--only", default=",".join(STEPS))
+    parser.add_argument("--worker", choices=STEPS)
     options = parser.parse_args()
     if options.worker:
-        work(trl_step() if options.worker == "trl" else jaxllm_step(options.worker != "jaxllm"))
+        work(STEPS[options.worker]())
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
         print(f"{options.worker} held {held:,.0f} MB at the most", file=sys.stderr)
         return

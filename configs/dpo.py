@@ -11,6 +11,7 @@ first:
 
     --config.data.train=mine.jsonl
     --config.dpo.loss=ipo                          or hinge, orpo; simpo with --config.dpo.beta=2
+    --config.dpo.loss=kto                          from `response` and `label`, good or bad, too
     --config.lora.rank=8                           only low-rank pairs
 """
 

@@ -6,7 +6,8 @@ Trains, one run after another, with three seeds each,
 
 - reward models on real preferences in English and Chinese, from a model that is pretrained and
   tuned here, beside always preferring the longer response and a Bradley-Terry model of words;
-- reward models and policies (DPO) on `builtin:copying`, whose answers an exact check judges.
+- reward models and policies (DPO, KTO) on `builtin:copying`, where an exact check judges what the
+  policies and the model that they began from write (`judge.py`).
 
 Prints the tables as Markdown. What is finished is not made again, and what was cut off goes on.
 `--only=REGEX` makes runs whose whole name matches, with those they begin from. FOLDER holds JSON
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from judge import Judge
 
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
@@ -44,8 +46,10 @@ PREFERENCES = {
     "english": ("pref_llmsfromscratch_en", "pref_dpo_mix_en"),
     "chinese": ("pref_oasst_zh", "pref_dpo_mix_zh"),
 }
-COPYING = ("data.train=builtin:copying:5k-45k", "data.eval=builtin:copying:500")
-PAIRS = ("data.train=builtin:copying:45k-55k", "data.eval=builtin:copying:500")
+LOSSES = ("sigmoid", "kto")
+HELD_OUT_COPIES = "builtin:copying:500"
+COPYING = ("data.train=builtin:copying:5k-45k", f"data.eval={HELD_OUT_COPIES}")
+PAIRS = ("data.train=builtin:copying:45k-55k", f"data.eval={HELD_OUT_COPIES}")
 EVAL_FRACTION = 0.2
 
 
@@ -82,10 +86,11 @@ def runs(data: Path) -> dict[str, Run]:
         for language, files in PREFERENCES.items():
             given = (sources(files), f"seed={seed}", f"data.eval_fraction={EVAL_FRACTION}")
             made[f"{language}-{seed}"] = Run("reward", "tuned", given)
-        given = (*PAIRS, f"seed={seed}", "data.seq_len=256", "batch_size=16", "steps=600")
-        rate = "optimizer.learning_rate=1e-3"
-        made[f"copying-{seed}"] = Run("reward", "copier", (*given, rate))
-        made[f"dpo-{seed}"] = Run("dpo", "copier", given)
+        given = (*PAIRS, f"seed={seed}", "data.seq_len=256", "batch_size=16")
+        longer = ("steps=1500", "optimizer.learning_rate=1e-3")
+        made[f"copying-{seed}"] = Run("reward", "copier", (*given, *longer))
+        for loss in LOSSES:
+            made[f"{loss}-{seed}"] = Run("dpo", "copier", (*given, "steps=600", f"dpo.loss={loss}"))
     return made
 
 
@@ -99,7 +104,7 @@ def main() -> int:
         return code
     done = stages.done(planned, folder)
     print("\n".join(_rewards(done, data, folder)), end="\n\n")
-    print("\n".join(_policies(done)))
+    print("\n".join(_policies(done, folder)))
     return 0
 
 
@@ -119,14 +124,28 @@ def _rewards(done: Mapping[str, Mapping[str, float]], data: Path, folder: Path) 
         )
 
 
-def _policies(done: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    yield "| | loss | accuracy | margin | log ratio per token |"
-    yield "|---|---|---|---|---|"
-    found = [done[run] for seed in SEEDS if (run := f"dpo-{seed}") in done]
-    if found:
-        formats = (("loss", ".3f"), ("accuracy", ".1%"), ("margin", ".2f"), ("log_ratio", ".3f"))
-        cells = (_spread(found, f"eval/{name}", form) for name, form in formats)
-        yield f"| DPO | {' | '.join(cells)} |"
+def _policies(done: Mapping[str, Mapping[str, float]], folder: Path) -> Iterator[str]:
+    """The table of policies, judged by what they write."""
+    planned = {loss: [f"{loss}-{seed}" for seed in SEEDS] for loss in LOSSES}
+    made = {loss: [name for name in names if name in done] for loss, names in planned.items()}
+    if not any(made.values()):
+        return
+    judge = Judge(folder / "copier", HELD_OUT_COPIES)
+    yield "| | accuracy | margin | right | win rate | KL, nats a response | its standard error |"
+    yield "|---|---|---|---|---|---|---|"
+    yield f"| the model it began from | | | {judge.reference_right:.1%} | | | |"
+    formats = {
+        "eval/accuracy": ".1%",
+        "eval/margin": ".2f",
+        "right": ".1%",
+        "win_rate": ".1%",
+        "kl": ".2f",
+        "kl_error": ".2f",
+    }
+    for loss, names in made.items():
+        found = [{**done[name], **judge(folder / name)._asdict()} for name in names]
+        if found:
+            yield f"| {loss} | {' | '.join(_spread(found, *each) for each in formats.items())} |"
 
 
 def _spread(found: list[Mapping[str, float]], name: str, form: str = ".1%") -> str:

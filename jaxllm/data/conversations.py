@@ -49,7 +49,7 @@ class ConversationReader:
         messages = self._messages(fields)
         if messages is None:
             passages = text_passages(record, marked, clean)
-            return [Passage(json_line({"text": text}), group) for text, group in passages]
+            return [Passage(json_line({"text": each.text}), each.group) for each in passages]
         cleaned = checked_messages([cleaned_message(message, clean) for message in messages])
         tools = read_tools(fields.get("tools"))
         conversation = {"messages": cleaned} | ({"tools": tools} if tools else {})

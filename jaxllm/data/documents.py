@@ -25,14 +25,15 @@ class Document(NamedTuple):
     group: str
     """Documents of equal group stay on one side of the held-out split."""
     digest: bytes
-    """Hash of the text: equal texts have equal ones."""
+    """Hash of what copies have alike: equal texts have equal ones."""
     source: int
     """Which of the sources it came from."""
 
     @classmethod
-    def of(cls, text: str, group: str = "", source: int = 0) -> "Document":
-        """A document whose group, if none is given, is shared with copies of its text alone."""
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    def of(cls, text: str, group: str = "", source: int = 0, alike: str = "") -> "Document":
+        """A document whose group, if none is given, is shared with its copies alone; see
+        `Passage`."""
+        digest = hashlib.blake2b((alike or text).encode(), digest_size=16).digest()
         return cls(text, group or digest.hex(), digest, source)
 
 
@@ -42,6 +43,8 @@ class Passage(NamedTuple):
     text: str
     group: str = ""
     """See `Document`; empty: it is shared with copies of the text alone."""
+    alike: str = ""
+    """What copies have alike, where it is not the whole text."""
 
 
 @runtime_checkable
@@ -162,7 +165,7 @@ def read_documents(
             lines += 1
             passages = _passages(reader, record, source.marked, cleaner)
             if not isinstance(passages, BadLine):
-                yield from (Document.of(text, group, number) for text, group in passages)
+                yield from (Document.of(p.text, p.group, number, p.alike) for p in passages)
             elif rejected is not None:
                 bad += 1
                 first = first or passages

@@ -19,11 +19,12 @@ from jaxtyping import Array, Float
 
 from jaxllm.data.batches import EvalBatches
 from jaxllm.data.packing import PartValues, PlannedRows, packed_rows
+from jaxllm.data.selection import Report
 from jaxllm.data.store import TokenStore
 from jaxllm.files import write_bytes_atomically
 from jaxllm.models.config import TransformerConfig
-from jaxllm.objectives.dpo import response_log_probs
 from jaxllm.objectives.objective import Batch, Params
+from jaxllm.objectives.responses import response_log_probs
 from jaxllm.sharding.mesh import batch_sharding, constrain
 from jaxllm.sharding.processes import from_main, is_main
 
@@ -43,7 +44,12 @@ class Reference:
     mesh: Mesh
 
     def of_store(
-        self, store: TokenStore, packing: str, seq_len: int, batch_size: int
+        self,
+        store: TokenStore,
+        packing: str,
+        seq_len: int,
+        batch_size: int,
+        report: Report = lambda phase, done, total: None,
     ) -> Mapping[str, Sequence[PartValues]]:
         """log π_ref(y) of every response of a store, for `packed_rows`; computed now or before.
 
@@ -52,6 +58,7 @@ class Reference:
             packing: how they lie in rows while it is computed; of no matter for the result.
             seq_len: tokens of a row.
             batch_size: rows at once.
+            report: told of progress, in rows.
         """
         folder = store.path / f"reference_{self._fingerprint}"
         paths = [folder / f"log_probs_{number:05d}.npy" for number in range(len(store.shards))]
@@ -70,6 +77,7 @@ class Reference:
                 for index in range(first, min(first + batch_size, len(rows))):
                     shard, parts = rows.parts_of(index)
                     found[shard][parts] = values[index - first, : len(parts)]
+                report("reference", min(first + batch_size, len(rows)), len(rows))
         if is_main():
             for path, numbers in zip(paths, found, strict=True):
                 buffer = io.BytesIO()

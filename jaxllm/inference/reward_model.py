@@ -13,7 +13,7 @@ from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.cleaning import Cleaner, CleaningConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.data.conversations import cleaned_message
-from jaxllm.data.preferences import ResponseIds, fitted_responses, response_ids
+from jaxllm.data.rankings import ResponseIds, fitted_responses, response_ids
 from jaxllm.errors import UserError
 from jaxllm.inference.heads import outputs_of
 from jaxllm.models.config import TransformerConfig

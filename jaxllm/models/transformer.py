@@ -36,10 +36,7 @@ from jaxllm.ops.rotary import rotation
 from jaxllm.ops.vocabulary import OutputHead
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
 
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+_CUDNN_ATTENTION = "dot_product_attention_fwd"
 
 # Of both tables, as they are drawn.
 EMBEDDING_DEVIATION = 0.02
@@ -66,6 +63,19 @@ _MATRIX_RULES = (
 SHARDING_RULES = [
     (f"(?:reference/)?{pattern}", spec) for pattern, spec in with_pairs(_MATRIX_RULES)
 ]
+
+
+def _keeps_products(primitive: Any, *inputs: Any, **params: Any) -> bool:
+    """Whether the backward pass is to have what an operation gives, rather than compute it again:
+    products, and what cuDNN's attention gives, which nothing can name from outside."""
+    named = jax.checkpoint_policies.save_only_these_names(PRODUCT)
+    return named(primitive, *inputs, **params) or primitive.name.startswith(_CUDNN_ATTENTION)
+
+
+_REMAT_POLICIES = {
+    "dots": _keeps_products,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Output(NamedTuple):

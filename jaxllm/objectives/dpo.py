@@ -15,6 +15,8 @@ of a response, and Δ the difference of y⁺ and y⁻ in log π(y) - log π_ref(
              beside it -log π by token over all best responses of the batch
                                                      no reference; Hong et al. 2024,
              https://arxiv.org/abs/2403.07691
+
+and of single responses, good or bad, `kto` (`objectives.kto`).
 """
 
 import dataclasses
@@ -26,24 +28,36 @@ from jaxtyping import Array, Float
 
 from jaxllm import trees
 from jaxllm.models.config import TransformerConfig
-from jaxllm.models.transformer import Output, Transformer, output_head
 from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, RowKeys, Sums
-from jaxllm.objectives.responses import Pairs, at_ends, best_of, pairs_of, response_sums
+from jaxllm.objectives.responses import (
+    Pairs,
+    at_ends,
+    best_of,
+    pairs_of,
+    response_log_probs,
+    response_sums,
+)
 from jaxllm.objectives.router import router_coefficients, router_sums, router_weights
-from jaxllm.ops.vocabulary import token_log_probs
 
-LOSSES = ("sigmoid", "ipo", "hinge", "simpo", "orpo")
+LOSSES = ("sigmoid", "ipo", "hinge", "simpo", "orpo", "kto")
 TERM = "preference"
 _LIKELIHOOD = "best_response"
 _REFERENCE_FREE = ("simpo", "orpo")
+_READ_BY = {
+    "label_smoothing": "sigmoid",
+    "gamma": "simpo",
+    "desirable": "kto",
+    "undesirable": "kto",
+}
+"""Numbers that one loss alone reads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DpoLossConfig:
-    """Which loss of pairs, and its numbers."""
+    """Which loss, and its numbers."""
 
     loss: str = "sigmoid"
-    """`sigmoid` (DPO), `ipo`, `hinge`, `simpo` or `orpo`."""
+    """`sigmoid` (DPO), `ipo`, `hinge`, `simpo` or `orpo`; or `kto`, of single responses."""
     beta: float = 0.1
     """How strongly the policy is held to the reference; of `simpo` the scale of rewards (2 to 10
     are usual), of `orpo` the weight of the odds beside the likelihood."""
@@ -51,6 +65,10 @@ class DpoLossConfig:
     """Of `sigmoid`: share of pairs that are taken to be the wrong way round (cDPO)."""
     gamma: float = 0.5
     """Of `simpo`: by how much the better response is to win."""
+    desirable: float = 1.0
+    """Of `kto`: how much a good response counts,"""
+    undesirable: float = 1.0
+    """and a bad one; of few good ones make more, so that both count about as much."""
     best_response: float = 0.0
     """Coefficient of the mean -log π of the best responses' tokens beside the loss, which keeps
     them likely; `orpo` has it already."""
@@ -66,7 +84,10 @@ class DpoLossConfig:
             raise ValueError("gamma: must not be negative")
         if not 0 <= self.best_response < float("inf"):
             raise ValueError("best_response: must not be negative")
-        for name, loss in (("label_smoothing", "sigmoid"), ("gamma", "simpo")):
+        for name in ("desirable", "undesirable"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}: must be positive")
+        for name, loss in _READ_BY.items():
             default = getattr(type(self), name)
             if self.loss != loss and getattr(self, name) != default:
                 raise ValueError(
@@ -76,6 +97,8 @@ class DpoLossConfig:
             raise ValueError(f"beta: {self.beta:g} is too little for simpo; 2 to 10 are usual")
         if self.loss == "orpo" and self.best_response:
             raise ValueError("best_response: orpo has it already; leave it at 0")
+        if self.loss == "kto" and self.best_response:
+            raise ValueError("best_response: kto does not read it; leave it at 0")
 
     @property
     def has_reference(self) -> bool:
@@ -109,10 +132,10 @@ def dpo(
     largest: int,
     reference: Callable[[Params], Params] | None = None,
 ) -> Objective:
-    """The mean over rankings of the loss of pairs, averaged over a ranking's pairs.
+    """The mean over rankings of a loss of pairs (any but `kto`), averaged over a ranking's pairs.
 
     A batch holds what next-token prediction has, whose `loss_weights` mark the responses' tokens,
-    and `ranking_ids` and `scores` (`data/preferences.py`). Metrics: `loss` of pairs; `accuracy`,
+    and `ranking_ids` and `scores` (`data/rankings.py`). Metrics: `loss` of pairs; `accuracy`,
     the share of pairs in which the policy has raised the better response further than the worse
     (without reference: likes it better, a token); `margin`, by how much, of β (log π - log π_ref);
     `better` and `worse`, that of each; `log_ratio`, the mean log π - log π_ref of a token of the
@@ -125,6 +148,8 @@ def dpo(
         reference: the parameters of the reference, of all; None: where the loss has a reference,
             the batch holds `reference_log_probs`, log π_ref(y) at the last token of each response.
     """
+
+    assert config.loss != "kto", "which is of single responses (objectives.kto)"
 
     def weights(batch: Batch) -> Sums:
         found = {TERM: jnp.sum(pairs_of(batch, largest).weights)}
@@ -204,18 +229,3 @@ def _metrics(
     if config.has_reference:
         metrics["log_ratio"] = (jnp.sum(found.ratio), tokens)
     return metrics
-
-
-def response_log_probs(
-    model: TransformerConfig, params: Params, batch: Batch
-) -> tuple[Float[Array, "batch responses"], Output]:
-    """log π(y | x) of each response of a row, in order, and the forward pass it was read of."""
-    output = Transformer(model).apply(
-        {"params": params},
-        batch["tokens"],
-        batch["positions"],
-        batch["segment_ids"],
-    )
-    assert isinstance(output, Output)
-    scores = token_log_probs(output.hidden, output_head(model, params), batch["targets"])
-    return response_sums(batch["loss_weights"] * scores.log_prob, batch), output

@@ -10,6 +10,13 @@ Batch = Mapping[str, Array]
 Sums = dict[str, Float[Array, ""]]
 RowKeys = Key[Array, " batch"] | None
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+Complete = Callable[[Params, Params, Batch], Batch]
+"""`complete(params, frozen, batch) -> batch`, with arrays that the parameters decide."""
+
+
+def _as_it_is(params: Params, frozen: Params, batch: Batch) -> Batch:
+    del params, frozen
+    return batch
 
 
 class Objective(NamedTuple):
@@ -32,3 +39,6 @@ class Objective(NamedTuple):
     objectives, other models). `row_keys` holds a key for each row, so that what a row draws
     (dropout, masks) does not depend on the split either; None in evaluation, where nothing is
     dropped."""
+    complete: Complete = _as_it_is
+    """What couples the rows of a batch and depends on the parameters: called with each global
+    batch before its step. It is not differentiated."""

@@ -1,7 +1,7 @@
 """Responses in rows: what is summed over each, and pairs of a better and a worse one.
 
 A row holds whole rankings: its segments are responses, each behind its prompt, and those to the
-same prompt stand beside each other (`data/preferences.py`). So nothing couples rows.
+same prompt stand beside each other (`data/rankings.py`). So nothing couples rows.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxllm.objectives.objective import Batch
+from jaxllm.models.config import TransformerConfig
+from jaxllm.models.transformer import Output, Transformer, output_head
+from jaxllm.objectives.objective import Batch, Params
+from jaxllm.ops.vocabulary import token_log_probs
 
 
 class Pairs(NamedTuple):
@@ -78,6 +81,26 @@ def response_sums(
     """The sum over the tokens of each response, and its prompt, in the order of the row; a row has
     as many responses at most as tokens."""
     return _sums(values, batch["segment_ids"])[:, 1:]
+
+
+def response_log_probs(
+    model: TransformerConfig, params: Params, batch: Batch
+) -> tuple[Float[Array, "batch responses"], Output]:
+    """log π(y | x) of each response of a row, in order, and the forward pass it was read of."""
+    output = Transformer(model).apply(
+        {"params": params},
+        batch["tokens"],
+        batch["positions"],
+        batch["segment_ids"],
+    )
+    assert isinstance(output, Output)
+    scores = token_log_probs(
+        output.hidden,
+        output_head(model, params),
+        batch["targets"],
+        needed=batch["loss_weights"] > 0,
+    )
+    return response_sums(batch["loss_weights"] * scores.log_prob, batch), output
 
 
 def at_ends(values: Shaped[Array, "batch seq"], batch: Batch) -> Shaped[Array, "batch responses"]:

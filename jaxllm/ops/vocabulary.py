@@ -6,11 +6,13 @@ several, are computed again in the backward pass instead of being kept. The batc
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxllm.ops.products import product
 from jaxllm.sharding.mesh import BATCH_AXES, constrain
@@ -18,7 +20,7 @@ from jaxllm.sharding.mesh import BATCH_AXES, constrain
 # Tokens of a chunk on one device: few, so that their logits stay in a processor's cache, and enough
 # for what is added to the gradient of the matrix after each chunk to be little beside the products.
 _CHUNK_TOKENS = {"cpu": 512}
-_CHUNK_TOKENS_ELSEWHERE = 1024
+_CHUNK_TOKENS_ELSEWHERE = 4096
 # However many they are, logits of 16 MiB are no matter.
 _SMALL = 2**22
 
@@ -63,6 +65,7 @@ def token_log_probs(
     head: OutputHead,
     labels: Int[Array, "batch seq"],
     chunk: int = 0,
+    needed: Bool[Array, "batch seq"] | None = None,
 ) -> TokenLogProbs:
     """Log-probability of each label, with the normaliser and entropy, chunk by chunk.
 
@@ -71,6 +74,9 @@ def token_log_probs(
         head: the projection to the vocabulary.
         labels: ids in [0, vocab); what stands at positions of weight 0 does not matter.
         chunk: positions of the sequence at a time; 0 chooses by memory.
+        needed: the positions whose results are read; None: all. On one device, where there are
+            several chunks, these come first in their rows, so that chunks without any are left
+            out; elsewhere in the result stands anything finite.
     """
     batch, seq, _ = hidden.shape
     chunk = chunk or chunk_length(batch, seq, head.matrix.shape[-1])
@@ -79,16 +85,25 @@ def token_log_probs(
         return whole_log_probs(hidden, head, labels)
     # Each chunk adds to the gradient of the matrix: in float32, even where that is kept narrow.
     head = dataclasses.replace(head, matrix=head.matrix.astype(jnp.float32))
-    stacked = in_chunks((hidden, labels), chunk)
+    order = None
+    if _devices() > 1:
+        # A chunk that may be left out would have its share of the matrix's gradient summed over
+        # devices by itself, where XLA sums those of all chunks once.
+        needed = None
+    if needed is not None:
+        order = NeededFirst.of(needed)
+        hidden, labels, needed = (order.sorted(x) for x in (hidden, labels, needed))
 
     @jax.checkpoint
-    def one_chunk(pair: tuple[Array, Array]) -> TokenLogProbs:
-        return whole_log_probs(pair[0], head, pair[1])
+    def one_chunk(arrays: tuple[Array, Array, Array | None]) -> TokenLogProbs:
+        hidden, labels, needed = arrays
+        return if_any(needed, lambda: whole_log_probs(hidden, head, labels))
 
-    results = jax.lax.map(one_chunk, stacked)
-    return jax.tree.map(
+    results = jax.lax.map(one_chunk, in_chunks((hidden, labels, needed), chunk))
+    results = jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, chunks * chunk)[:, :seq], results
     )
+    return results if order is None else jax.tree.map(order.restored, results)
 
 
 def whole_log_probs(
@@ -109,6 +124,54 @@ def whole_log_probs(
     )
 
 
+class NeededFirst(NamedTuple):
+    """An order of each row's positions in which those that are needed come first."""
+
+    order: Int[Array, "batch seq"]
+    """For each place the position that stands there,"""
+    inverse: Int[Array, "batch seq"]
+    """and for each position its place."""
+
+    @classmethod
+    def of(cls, needed: Bool[Array, "batch seq"]) -> "NeededFirst":
+        """The order for these positions, which leaves them, and the others, as they follow each
+        other."""
+        order = jnp.argsort(~needed, axis=1, stable=True)
+        return cls(order, jnp.argsort(order, axis=1))
+
+    def sorted(self, x: Shaped[Array, "batch seq ..."]) -> Shaped[Array, "batch seq ..."]:
+        """By place."""
+        return _permuted(x, self.order, self.inverse)
+
+    def restored(self, x: Shaped[Array, "batch seq ..."]) -> Shaped[Array, "batch seq ..."]:
+        """By position again."""
+        return _permuted(x, self.inverse, self.order)
+
+
+@jax.custom_vjp
+def _permuted(x: Array, order: Array, inverse: Array) -> Array:
+    """Each row's positions in another order; differentiated by JAX itself it would scatter, which
+    XLA makes one element at a time on a CPU."""
+    index = order.reshape(*order.shape, *(1 for _ in x.shape[2:]))
+    return jnp.take_along_axis(x, index, axis=1)
+
+
+_permuted.defvjp(
+    lambda x, order, inverse: (_permuted(x, order, inverse), (order, inverse)),
+    lambda saved, cotangent: (_permuted(cotangent, saved[1], saved[0]), None, None),
+)
+
+
+def if_any(needed: Bool[Array, "..."] | None, compute: Callable[[], Any]) -> Any:
+    """What `compute` gives, or, without computing it, zeros of its shapes where nothing is needed;
+    None: it is."""
+    if needed is None:
+        return compute()
+    shapes = jax.eval_shape(compute)
+    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.cond(jnp.any(needed), compute, zeros)
+
+
 def in_chunks(arrays: Any, chunk: int) -> Any:
     """Arrays [batch, seq, ...] as [chunks, batch, chunk, ...], the last filled up with zeros."""
 
@@ -123,11 +186,16 @@ def in_chunks(arrays: Any, chunk: int) -> Any:
 
 def chunk_length(batch: int, seq: int, vocab: int) -> int:
     """Positions of a row at a time, so that a chunk has some hundred tokens on each device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = 1 if mesh.empty else mesh.size
+    devices = _devices()
     tokens = _CHUNK_TOKENS.get(jax.default_backend(), _CHUNK_TOKENS_ELSEWHERE)
     longest = max(1, max(tokens, _SMALL // vocab) * devices // batch)
     if longest >= seq:
         return seq
     chunks = -(-seq // longest)
     return -(-seq // chunks)
+
+
+def _devices() -> int:
+    """Devices of the mesh in use; without one, 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size

@@ -40,7 +40,10 @@ _KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: 
 
 
 def parse_rewards(
-    spec: str, field: str, models: Mapping[str, RewardFunction] | None = None
+    spec: str,
+    field: str,
+    models: Mapping[str, RewardFunction] | None = None,
+    model_field: str = "reward.init",
 ) -> Rewards:
     """The rewards of a comma string, each `[NAME=]REWARD[(OPTION=VALUE, …)][:WEIGHT]`.
 
@@ -53,6 +56,7 @@ def parse_rewards(
         spec: the comma string.
         field: the configuration field it comes from, for messages.
         models: reward models by name (see `weighted.from_scorer`).
+        model_field: the configuration field that names the run of one, for messages.
 
     Raises:
         UserError: it has no entry or one not of this form, a reward, option or value is wrong, a
@@ -60,7 +64,7 @@ def parse_rewards(
     """
     where = f"config.{field}"
     parts = [
-        _weighted(entry, f"{where}: {entry}", models or {})
+        _weighted(entry, f"{where}: {entry}", models or {}, model_field)
         for entry in _split(spec, where)
         if entry
     ]
@@ -96,7 +100,9 @@ def _split(text: str, where: str) -> Iterator[str]:
     yield text[begin:].strip()
 
 
-def _weighted(entry: str, where: str, models: Mapping[str, RewardFunction]) -> WeightedReward:
+def _weighted(
+    entry: str, where: str, models: Mapping[str, RewardFunction], model_field: str
+) -> WeightedReward:
     match = _ENTRY.fullmatch(entry)
     if match is None:
         raise UserError(f"{where}: is not {_FORM}.")
@@ -117,7 +123,7 @@ def _weighted(entry: str, where: str, models: Mapping[str, RewardFunction]) -> W
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
     if name == "reward_model":
-        raise UserError(f"{where}: no reward model is given; name its run in config.reward.init.")
+        raise UserError(f"{where}: no reward model is given; name its run in config.{model_field}.")
     near = difflib.get_close_matches(name, [*REWARDS, *models], n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {_known(models)}."
     raise UserError(f"{where}: there is no reward {name}; {hint}")

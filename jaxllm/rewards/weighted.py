@@ -34,9 +34,17 @@ class WeightedReward:
     process's doing, and goes on as it is; nor is it called again."""
 
     def __call__(
-        self, prompts: Sequence[str], responses: Sequence[str], records: Sequence[Record]
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        records: Sequence[Record],
+        places: Sequence[str] = (),
     ) -> Values:
         """The values of the function, without the weight.
+
+        Args:
+            prompts, responses, records: of each response.
+            places: what each is called in messages; none: `record 0`, `record 1`, ….
 
         Raises:
             UserError: the function raises, or does not give one finite number for each response;
@@ -47,14 +55,15 @@ class WeightedReward:
         except Exception as error:
             if self.is_model or unanswered(error):
                 raise
-            raise self._culprit(prompts, responses, records, error) from error
-        return self._checked(values, prompts)
+            raise self._culprit(prompts, responses, records, places, error) from error
+        return self._checked(values, prompts, places)
 
     def _culprit(
         self,
         prompts: Sequence[str],
         responses: Sequence[str],
         records: Sequence[Record],
+        places: Sequence[str],
         error: Exception,
     ) -> UserError:
         """What the function raises, told with the first record that it raises for alone."""
@@ -64,7 +73,7 @@ class WeightedReward:
             except Exception as alone:
                 if unanswered(alone):
                     raise
-                return UserError(f"{self._where(index, prompts)}: {self._told(alone)}")
+                return UserError(f"{self._where(index, prompts, places)}: {self._told(alone)}")
         return UserError(
             f"the reward {self.name}, for {len(prompts)} records at once and for none of them "
             f"alone: {self._told(error)}"
@@ -76,7 +85,7 @@ class WeightedReward:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
         return f"it raises {_short(text, _TOLD)}{_line(error, self.function)}; mend it."
 
-    def _checked(self, values: Any, prompts: Sequence[str]) -> Values:
+    def _checked(self, values: Any, prompts: Sequence[str], places: Sequence[str]) -> Values:
         listed = hasattr(values, "__len__") and not isinstance(values, str | bytes | Mapping)
         try:
             found = list(values) if listed else None
@@ -96,16 +105,18 @@ class WeightedReward:
         for index in range(len(prompts)):
             number = _number(found[index])
             if not math.isfinite(number):
+                where = self._where(index, prompts, places)
                 raise UserError(
-                    f"{self._where(index, prompts)}: it gives {_short(repr(found[index]))}, "
-                    "which is no finite number; return one."
+                    f"{where}: it gives {_short(repr(found[index]))}, which is no finite number; "
+                    "return one."
                 )
             checked[index] = number
         return checked
 
-    def _where(self, index: int, prompts: Sequence[str]) -> str:
+    def _where(self, index: int, prompts: Sequence[str], places: Sequence[str]) -> str:
         prompt = _short(" ".join(prompts[index].split()))
-        return f"the reward {self.name}, record {index} (prompt {prompt!r})"
+        place = places[index] if places else f"record {index}"
+        return f"the reward {self.name}, {place} (prompt {prompt!r})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +143,14 @@ class Rewards:
             raise ValueError(f"two rewards have one name: {', '.join(names)}")
 
     def __call__(
-        self, prompts: Sequence[str], responses: Sequence[str], records: Sequence[Record]
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        records: Sequence[Record],
+        places: Sequence[str] = (),
     ) -> Scores:
-        """Scores responses; prompts and records are those of each response, in the same order.
+        """Scores responses; prompts and records are those of each response, in the same order, and
+        `places` what they are called in messages (see `WeightedReward`).
 
         Raises:
             ValueError: there are not as many of each.
@@ -144,7 +160,7 @@ class Rewards:
             raise ValueError(
                 f"{len(prompts)} prompts, {len(responses)} responses, {len(records)} records"
             )
-        by_name = {part.name: part(prompts, responses, records) for part in self.parts}
+        by_name = {part.name: part(prompts, responses, records, places) for part in self.parts}
         total = np.zeros(len(responses))
         for part in self.parts:
             total += part.weight * by_name[part.name]

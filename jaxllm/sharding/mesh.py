@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -110,3 +111,10 @@ def constrain(array: Shaped[Array, "..."], *axes: str | tuple[str, ...] | None) 
     if jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, PartitionSpec(*axes))
+
+
+def in_micro_batches(array: Shaped[Array, "..."], parts: int) -> Shaped[Array, "..."]:
+    """[batch, ...] as [parts, batch / parts, ...]: part i takes the rows i, i + parts, ..., so that
+    each device keeps its own."""
+    split = array.reshape(array.shape[0] // parts, parts, *array.shape[1:])
+    return constrain(jnp.moveaxis(split, 1, 0), None, BATCH_AXES)

@@ -90,13 +90,13 @@ def _questions(
     if config.prompt:
         yield config.prompt, chat.ask([{"role": "user", "content": config.prompt}]).request
         return
-    found = 0
+    asked: list[Sequence[Message]] = []
     for text in corpus.split.texts(HELD_OUT):
         record = json.loads(text)
         messages = opening(record)
-        if messages:
+        if messages and messages not in asked:
             with contextlib.suppress(UserError):  # it is too long
                 yield messages[-1]["content"], chat.ask(messages, record.get("tools")).request
-                found += 1
-        if found == _SAMPLES:
+                asked.append(messages)
+        if len(asked) == _SAMPLES:
             return

@@ -39,16 +39,11 @@ from jaxllm.objectives.classification import ClassificationConfig, classificatio
 from jaxllm.objectives.objective import Batch, Params
 from jaxllm.reporting.samples import append_samples
 from jaxllm.sharding.processes import is_main
+from jaxllm.stages.continued import check_init, model_to_continue, with_pairs
 from jaxllm.stages.fields import ModelTrainingFields
 from jaxllm.stages.fit import check_patterns
 from jaxllm.stages.held_out import HeldOut
-from jaxllm.stages.training_run import (
-    TrainingRun,
-    model_to_continue,
-    train_in,
-    with_pairs,
-    work_directory,
-)
+from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import load_tokenizer
 
@@ -124,11 +119,7 @@ class ClassifyConfig(ModelTrainingFields):
 def run(config: ClassifyConfig, workdir: Path | None) -> None:
     """Trains a head, and as much of the model below it as is asked for, and writes how well texts
     are told apart."""
-    if not config.init:
-        raise UserError(
-            "config.init: give the run directory or Hugging Face folder of a trained model, as "
-            "one of configs/pretrain.py."
-        )
+    check_init(config.init, "configs/pretrain.py")
     if config.classify.prompting:
         model_config_of(config.init)  # it is wanted at the end again
     directory = work_directory(workdir)

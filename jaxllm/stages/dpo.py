@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxllm import trees
 from jaxllm.checkpoints.base import (
@@ -23,7 +24,7 @@ from jaxllm.checkpoints.load import load_model
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.data.packing import PartValues
-from jaxllm.data.preferences import PreferenceKind, check_preference_data, layout_of
+from jaxllm.data.rankings import PreferenceKind, check_preference_data, layout_of
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator
@@ -32,20 +33,15 @@ from jaxllm.models.config import TransformerConfig, bare
 from jaxllm.models.families import architecture
 from jaxllm.models.lora import PAIRS
 from jaxllm.models.quantised import rounded
-from jaxllm.models.transformer import check_length, param_shapes
 from jaxllm.objectives.dpo import DpoLossConfig, dpo
+from jaxllm.objectives.kto import ReferencePoint, kto
 from jaxllm.objectives.objective import Batch, Objective, Params
+from jaxllm.sharding.mesh import batch_sharding
 from jaxllm.sharding.processes import from_main, is_main
 from jaxllm.stages.answer_samples import AnsweringConfig, answer_samples
-from jaxllm.stages.fit import check_patterns
+from jaxllm.stages.continued import check_init, check_writer, model_to_continue
 from jaxllm.stages.held_out import HeldOut
-from jaxllm.stages.training_run import (
-    TrainingRun,
-    model_to_continue,
-    train_in,
-    with_pairs,
-    work_directory,
-)
+from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
 from jaxllm.tokenizers.chat_template import Message
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import load_tokenizer
@@ -64,12 +60,22 @@ class DpoFields(DpoLossConfig):
     live_reference: bool = False
     """Compute the reference's log-probabilities in every step, rather than once before the first,
     to be kept beside the token store. With low-rank pairs it is the same base without them; else
-    its parameters are held too."""
+    its parameters are held too. `kto` does it anyway."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.live_reference and not self.has_reference:
             raise ValueError(f"live_reference: {self.loss} has no reference; leave it out")
+
+    @property
+    def asks_in_steps(self) -> bool:
+        """Whether the reference is asked in every step."""
+        return self.live_reference or self.unpaired
+
+    @property
+    def unpaired(self) -> bool:
+        """Whether the loss is of single responses."""
+        return self.loss == "kto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +97,22 @@ class DpoConfig(AnsweringConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_preference_data(self.data)
-        if (
-            self.dpo.live_reference
-            and self.lora.rank
-            and self.train.trainable not in (".*", "lora")
-        ):
+        if self.dpo.unpaired and self.data.packing != "best_fit":
             raise ValueError(
-                "dpo.live_reference: is the base without pairs, and train.trainable changes it; "
-                "leave one of both out"
+                "data.packing: kto shows responses to the other prompts of their row; take best_fit"
+            )
+        if self.dpo.unpaired and self.data.cleaning.near_duplicates:
+            raise ValueError(
+                "data.cleaning.near_duplicates: kto's responses to one prompt would be taken for "
+                "copies of each other; leave it at 0"
+            )
+        check_preference_data(self.data)
+        changed = self.lora.rank and self.train.trainable not in (".*", "lora")
+        if self.dpo.asks_in_steps and changed:
+            asker = "dpo.loss: kto's reference" if self.dpo.unpaired else "dpo.live_reference:"
+            raise ValueError(
+                f"{asker} is the base without pairs, and train.trainable changes it; leave one of "
+                "both out"
             )
 
     @property
@@ -113,11 +126,7 @@ class DpoConfig(AnsweringConfig):
 
 def run(config: DpoConfig, workdir: Path | None) -> None:
     """Trains the policy on pairs of responses, and writes samples and report."""
-    if not config.init:
-        raise UserError(
-            "config.init: give the run directory or Hugging Face folder of a trained model, as "
-            "one of configs/sft.py."
-        )
+    check_init(config.init, "configs/sft.py")
     directory = work_directory(workdir)
     model, path = model_to_continue(config.init, config.model, directory)
     config = dataclasses.replace(config, model=model)
@@ -131,13 +140,7 @@ def _check(config: DpoConfig, tokenizer: TokenizerConfig) -> None:
         UserError: it cannot.
     """
     loaded = load_tokenizer(tokenizer.path)
-    model = architecture(config.model, loaded.vocab_size)
-    if not model.causal:
-        raise UserError(
-            "config.init: its model sees both ways (config.model.causal=False), and cannot answer."
-        )
-    check_length(model, config.data.seq_len, "config.data.seq_len")
-    check_patterns(config, with_pairs(config, param_shapes(model)))
+    check_writer(config, config.data, loaded)
     layout_of(loaded, config.dpo.template, "config.dpo.template")
 
 
@@ -147,7 +150,7 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
     template = layout_of(
         load_tokenizer(run.tokenizer.path), config.dpo.template, "config.dpo.template"
     )
-    corpus = run.corpus(config.data, PreferenceKind(template))
+    corpus = run.corpus(config.data, PreferenceKind(template, config.dpo.unpaired))
     # Kept with the run: whoever speaks to the model later does it as it was trained.
     corpus.tokenizer.chat_template = template.source
     stores = (*corpus.train, corpus.eval)
@@ -155,22 +158,30 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
     origin = _Origin(run)
     part_values = _stored_reference(run, stores, model, origin)
     rows = run.rows(config.data, corpus, lambda store: part_values[store.path])
-    largest = max(store.most_parts for store in stores)
-    objective = dpo(model, config.dpo, largest, _live_reference(config))
+    reference = _live_reference(config)
+    point: ReferencePoint | None = None
+    if config.dpo.unpaired:
+        assert reference is not None
+        _check_both_kinds(corpus.train)
+        point = ReferencePoint(model, reference, batch_sharding(run.mesh), config.micro_batches)
+        objective = kto(model, config.dpo, reference, point)
+    else:
+        largest = max(store.most_parts for store in stores)
+        objective = dpo(model, config.dpo, largest, reference)
     write_samples = answer_samples(run, corpus, template, model, config.data.seq_len, _asked)
     evaluation = HeldOut(
         config,
         config.data,
         corpus.eval,
         run.mesh,
-        _measure(objective, config.dpo),
+        _measure(objective, config.dpo, point),
         lambda step, params: write_samples(step, _policy(params)),
         part_values[corpus.eval.path],
     )
     run.begin(corpus, rows)
     if config.dpo.has_reference:
         origin.record()
-    held = config.dpo.live_reference and not config.lora.rank
+    held = config.dpo.asks_in_steps and not config.lora.rank
     shapes = run.param_shapes(model)
     scores = run.train(
         rows,
@@ -187,6 +198,26 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
         "data/dropped": float(sum(store.dropped for store in stores)),
     }
     return run.data_scores(corpus, rows) | scores | counts
+
+
+def _check_both_kinds(stores: Sequence[TokenStore]) -> None:
+    """Checks that there are good and bad responses to learn from.
+
+    Raises:
+        UserError: there are not.
+    """
+    kinds = {
+        bool(score)
+        for store in stores
+        for number in range(len(store.shards))
+        for score in np.unique(store.scores(number))
+    }
+    if len(kinds) < 2:
+        missing = "bad" if kinds == {True} else "good"
+        raise UserError(
+            f"config.data.train: kto learns from good and bad responses, and there is no {missing} "
+            "one; look at the records' `label`."
+        )
 
 
 class _Origin:
@@ -234,7 +265,7 @@ def _stored_reference(
 ) -> dict[Path, Mapping[str, Sequence[PartValues]]]:
     """What rows of each store tell of the reference; nothing where it is not asked before."""
     config, data = run.config, run.config.data
-    if config.dpo.live_reference or not config.dpo.has_reference:
+    if config.dpo.asks_in_steps or not config.dpo.has_reference:
         return {store.path: {} for store in stores}
     how = config.lora.base
     with run.ledger.spending("data"):
@@ -248,14 +279,14 @@ def _stored_reference(
         reference = Reference(model, identity, load, run.mesh)
         rows = config.batch_size // config.micro_batches
         return {
-            store.path: reference.of_store(store, data.packing, data.seq_len, rows)
+            store.path: reference.of_store(store, data.packing, data.seq_len, rows, run.phases)
             for store in stores
         }
 
 
 def _live_reference(config: DpoConfig) -> Callable[[Params], Params] | None:
     """The parameters of the reference, of all that the objective is given."""
-    if not config.dpo.live_reference:
+    if not config.dpo.asks_in_steps:
         return None
     if config.lora.rank:
         return lambda params: trees.divide(params, PAIRS)[1]
@@ -272,15 +303,21 @@ def _policy(params: Params) -> Params:
 
 
 def _measure(
-    objective: Objective, config: DpoLossConfig
+    objective: Objective, config: DpoFields, point: ReferencePoint | None
 ) -> Callable[[Params, Params, Iterable[Batch]], dict[str, float]]:
     """Scores of parameters on held-out rankings."""
     evaluate = LossEvaluator(objective)
     names = ("loss", "accuracy", "margin", *(("log_ratio",) if config.has_reference else ()))
 
     def measure(params: Params, frozen: Params, batches: Iterable[Batch]) -> dict[str, float]:
-        found = evaluate(params, frozen, batches)
-        return {f"eval/{name}": found[name][0] for name in names}
+        if point:
+            batches = point.of_all(params, frozen, batches)
+        measured = evaluate(params, frozen, batches)
+        found = {name: mean for name, (mean, _) in measured.items()}
+        # Of single responses it cannot be told where all that are held out are good, or bad.
+        if point and measured["better"][1] and measured["worse"][1]:
+            found["margin"] = found["better"] - found["worse"]
+        return {f"eval/{name}": found[name] for name in names if name in found}
 
     return measure
 

@@ -146,6 +146,7 @@ def fit(
             frozen=frozen,
             kept=kept,
             source=source,
+            complete=objective.complete,
             evaluate=lambda step, state: evaluate(step, state, frozen),
             diagnose=_diagnosis(config, objective, frozen),
             recorder=recorder,

@@ -26,16 +26,11 @@ from jaxllm.objectives.pretraining import KINDS, ObjectiveConfig, check_model, m
 from jaxllm.reporting.samples import append_samples
 from jaxllm.sharding.processes import is_main
 from jaxllm.sharding.rules import shardings
+from jaxllm.stages.continued import model_to_continue, with_pairs
 from jaxllm.stages.fields import ModelTrainingFields, SamplingFields
 from jaxllm.stages.fit import check_patterns
 from jaxllm.stages.held_out import HeldOut
-from jaxllm.stages.training_run import (
-    TrainingRun,
-    model_to_continue,
-    train_in,
-    with_pairs,
-    work_directory,
-)
+from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import configured_tokenizer
 

@@ -13,9 +13,9 @@ from jaxllm.checkpoints.load import load_model
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus
-from jaxllm.data.preferences import (
+from jaxllm.data.rankings import (
     PreferenceKind,
-    Preferences,
+    Rankings,
     ResponseIds,
     check_preference_data,
     layout_of,
@@ -28,21 +28,14 @@ from jaxllm.files import write_json
 from jaxllm.inference.reward_model import RewardModel, is_reward_model
 from jaxllm.models.config import HeadConfig, ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
-from jaxllm.models.transformer import check_length, param_shapes
 from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.objectives.reward import RewardLossConfig, reward
 from jaxllm.reporting.samples import append_samples
 from jaxllm.sharding.processes import is_main
+from jaxllm.stages.continued import check_init, check_writer, model_to_continue
 from jaxllm.stages.fields import ModelTrainingFields
-from jaxllm.stages.fit import check_patterns
 from jaxllm.stages.held_out import HeldOut
-from jaxllm.stages.training_run import (
-    TrainingRun,
-    model_to_continue,
-    train_in,
-    with_pairs,
-    work_directory,
-)
+from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import load_tokenizer
 
@@ -93,11 +86,7 @@ class RewardConfig(ModelTrainingFields):
 def run(config: RewardConfig, workdir: Path | None) -> None:
     """Trains a head, and as much of the model below it as is asked for, on preferences, and writes
     how well they are told."""
-    if not config.init:
-        raise UserError(
-            "config.init: give the run directory or Hugging Face folder of a trained model, as "
-            "one of configs/sft.py."
-        )
+    check_init(config.init, "configs/sft.py")
     directory = work_directory(workdir)
     if config.model.head.outputs:
         raise UserError("config.model.head.outputs: is one; leave it out.")
@@ -117,14 +106,7 @@ def _check(config: RewardConfig, tokenizer: TokenizerConfig) -> None:
         UserError: it cannot.
     """
     loaded = load_tokenizer(tokenizer.path)
-    model = architecture(config.model, loaded.vocab_size)
-    if not model.causal:
-        raise UserError(
-            "config.init: its model sees both ways (config.model.causal=False); rewards are read "
-            "of one that writes."
-        )
-    check_length(model, config.data.seq_len, "config.data.seq_len")
-    check_patterns(config, with_pairs(config, param_shapes(model)))
+    check_writer(config, config.data, loaded)
     layout_of(loaded, config.reward.template, "config.reward.template")
 
 
@@ -181,7 +163,7 @@ def _samples(
 ) -> Callable[[int, Params], None]:
     """What writes the rewards of the responses to the first held-out prompts."""
     encoder = corpus.encoder
-    assert isinstance(encoder, Preferences)
+    assert isinstance(encoder, Rankings)
     shown = list(itertools.islice(_laid_out(encoder, corpus, HELD_OUT), _SAMPLES))
 
     def write(step: int, params: Params) -> None:
@@ -208,9 +190,7 @@ class _Ranking(NamedTuple):
     responses: list[ResponseIds]
 
 
-def _laid_out(
-    encoder: Preferences, corpus: Corpus, side: int, stride: int = 1
-) -> Iterator[_Ranking]:
+def _laid_out(encoder: Rankings, corpus: Corpus, side: int, stride: int = 1) -> Iterator[_Ranking]:
     """The rankings of one side, every so-many-th, that rows hold."""
     for text in itertools.islice(corpus.split.texts(side), 0, None, stride):
         ranking = json.loads(text)
@@ -222,7 +202,7 @@ def _rated(run: TrainingRun[RewardConfig], corpus: Corpus) -> dict[str, float]:
     """Sets the mean reward of the training texts' preferred responses to 0, and tells how well
     held-out preferences are told."""
     config, encoder = run.config, corpus.encoder
-    assert isinstance(encoder, Preferences)
+    assert isinstance(encoder, Rankings)
     texts = sum(store.num_documents for store in corpus.train)
     trained = _laid_out(encoder, corpus, TRAIN, -(-texts // _REFERENCES))
     best = [each.responses[_best(each.ranking["scores"])] for each in trained]

@@ -13,10 +13,8 @@ from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, prepare_corpus
 from jaxllm.data.examples import Examples, ExamplesConfig
 from jaxllm.data.store import TokenStore
-from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator
 from jaxllm.models.families import architecture
-from jaxllm.models.transformer import check_length, param_shapes
 from jaxllm.objectives.cross_entropy import CrossEntropyConfig
 from jaxllm.objectives.next_token import next_token
 from jaxllm.objectives.objective import Batch, Objective, Params
@@ -24,15 +22,9 @@ from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.preview import Stretch, print_preview
 from jaxllm.sharding.processes import is_main
 from jaxllm.stages.answer_samples import AnsweringConfig, answer_samples
-from jaxllm.stages.fit import check_patterns
+from jaxllm.stages.continued import check_init, check_writer, model_to_continue
 from jaxllm.stages.held_out import HeldOut
-from jaxllm.stages.training_run import (
-    TrainingRun,
-    model_to_continue,
-    train_in,
-    with_pairs,
-    work_directory,
-)
+from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
 from jaxllm.tokenizers.chat_template import Message
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -71,11 +63,7 @@ class SftConfig(AnsweringConfig):
 def run(config: SftConfig, workdir: Path | None) -> None:
     """Makes examples of conversations, trains on their answers, and writes samples and report; or
     only shows some examples."""
-    if not config.init:
-        raise UserError(
-            "config.init: give the run directory or Hugging Face folder of a trained model, as "
-            "one of configs/pretrain.py."
-        )
+    check_init(config.init, "configs/pretrain.py")
     if config.preview:
         preview(config)
         return
@@ -125,13 +113,7 @@ def _check(config: SftConfig, tokenizer: TokenizerConfig) -> None:
         UserError: it cannot.
     """
     loaded = load_tokenizer(tokenizer.path)
-    model = architecture(config.model, loaded.vocab_size)
-    if not model.causal:
-        raise UserError(
-            "config.init: its model sees both ways (config.model.causal=False), and cannot answer."
-        )
-    check_length(model, config.data.seq_len, "config.data.seq_len")
-    check_patterns(config, with_pairs(config, param_shapes(model)))
+    check_writer(config, config.data, loaded)
     config.sft.encoder(loaded, config.data.seq_len)
 
 

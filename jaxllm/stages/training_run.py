@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from jaxllm.checkpoints.base import (
     record_base,
 )
 from jaxllm.checkpoints.checkpointer import committed_steps
-from jaxllm.checkpoints.load import load_model, model_config_of, tokenizer_path
+from jaxllm.checkpoints.load import load_model
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.batches import BatchSource
 from jaxllm.data.config import DataConfig
@@ -32,8 +31,8 @@ from jaxllm.files import locked
 from jaxllm.host_memory import keep_freed_memory_on_cpu
 from jaxllm.models.config import HeadConfig, ModelConfig, TransformerConfig, bare
 from jaxllm.models.head import init_head
-from jaxllm.models.lora import init_pairs, pair_shapes
-from jaxllm.models.quantised import held, is_held, rounded
+from jaxllm.models.lora import init_pairs
+from jaxllm.models.quantised import held, rounded
 from jaxllm.models.transformer import SHARDING_RULES, param_shapes
 from jaxllm.objectives.objective import Objective
 from jaxllm.planning.flops import model_training_flops_per_token
@@ -44,7 +43,7 @@ from jaxllm.reporting.tables import print_summary
 from jaxllm.sharding.mesh import batch_sharding, make_mesh
 from jaxllm.sharding.processes import check_shared, from_main, is_main, main_first
 from jaxllm.sharding.rules import shardings
-from jaxllm.stages.continued import continued_model
+from jaxllm.stages.continued import with_pairs
 from jaxllm.stages.data_scores import data_scores, phase_scores, print_mixture, source_scores
 from jaxllm.stages.fields import ModelTrainingFields
 from jaxllm.stages.fit import check_batch, fit, is_finished
@@ -231,23 +230,6 @@ class TrainingRun(Generic[C]):
         return self.config.steps * self.config.batch_size
 
 
-def with_pairs(config: ModelTrainingFields, shapes: dict[str, Any]) -> dict[str, Any]:
-    """The shapes of a model with those of the pairs beside its matrices, if there are to be any.
-
-    Raises:
-        UserError: `lora.pattern` matches none, or what is trained is to be held in fewer bits.
-    """
-    if not config.lora.rank:
-        return shapes
-    for path, _ in trees.leaves_with_paths(trees.divide(shapes, config.trained)[0]):
-        if is_held(path, config.lora.base):
-            raise UserError(
-                f"config.lora.base: {path} is to be trained (config.train.trainable), and cannot "
-                f"be held as {config.lora.base}; leave one of both out."
-            )
-    return trees.merge(shapes, pair_shapes(shapes, config.lora))
-
-
 def _without_head(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, head=HeadConfig())
 
@@ -261,26 +243,6 @@ def work_directory(workdir: Path | None) -> RunDirectory:
     if workdir is None:
         raise UserError("--workdir is missing: give the directory that the run is to be kept in.")
     return RunDirectory(workdir)
-
-
-def model_to_continue(
-    init: str, given: ModelConfig, directory: RunDirectory
-) -> tuple[ModelConfig, str]:
-    """The model of a run that begins from another, or from published weights, and the path of its
-    tokenizer.
-
-    Once begun, the run needs them no more.
-
-    Raises:
-        UserError: there is no such model, or `given` asks for another.
-    """
-    begun = directory.config_path.exists()
-    recorded = model_config_of(directory.path if begun else init)
-    path = str(tokenizer_path(init))
-    if begun:
-        path = directory.config().get("tokenizer", {}).get("path", path)
-    print(f"model and tokenizer are those of {init}", file=sys.stderr)
-    return continued_model(given, recorded), path
 
 
 def train_in(

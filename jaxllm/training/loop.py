@@ -12,7 +12,7 @@ import jax
 from jaxllm import trees
 from jaxllm.checkpoints.checkpointer import CheckpointConfig, Checkpointer
 from jaxllm.errors import Preempted
-from jaxllm.objectives.objective import Batch, Params
+from jaxllm.objectives.objective import Batch, Complete, Params
 from jaxllm.preemption import StopRequest, deferred_stop
 from jaxllm.reporting.goodput import Ledger
 from jaxllm.reporting.progress import ProgressLine, training_fields
@@ -61,6 +61,8 @@ class Run:
     kept: Params
     """and those of them that checkpoints hold."""
     source: Source
+    complete: Complete
+    """Of the objective."""
     evaluate: Callable[[int, TrainState], dict[str, float]]
     """Scores of the state after this many steps; `eval/loss` decides which checkpoint is best."""
     diagnose: Callable[[int, TrainState, Batch], str]
@@ -103,7 +105,7 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         start = int(state.step)
         loop.evaluate_if_missing(start, state)
         for step in range(start, run.steps):
-            batch = loop.next_batch(step, state)
+            batch = run.complete(state.params, run.frozen, loop.next_batch(step, state))
             state, metrics = run.step_function(state, run.frozen, batch)
             loop.finish_previous(state)
             loop.sent(step + 1, metrics, batch)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxllm.host_memory import give_back_freed_memory
 from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, RowKeys, Sums
-from jaxllm.sharding.mesh import BATCH_AXES, batch_sharding, constrain
+from jaxllm.sharding.mesh import batch_sharding, in_micro_batches
 from jaxllm.sharding.rules import Rules, shardings, with_sharding
 from jaxllm.training.learning_rates import Factors, LayerFactors, factor_tree
 from jaxllm.training.moments import moment_shardings
@@ -135,9 +135,8 @@ def loss_and_gradients(
     if micro_batches == 1:
         gradients, (loss, metrics) = gradient(params, batch, row_keys)
     else:
-        # The i-th micro-batch takes every micro_batches-th row, so that each device keeps its
-        # own rows. The sums over micro-batches start from zeros of the right shapes.
-        parts = jax.tree.map(lambda a: _interleave(a, micro_batches), (dict(batch), row_keys))
+        # The sums over micro-batches start from zeros of the right shapes.
+        parts = jax.tree.map(lambda a: in_micro_batches(a, micro_batches), (dict(batch), row_keys))
         first = jax.tree.map(lambda part: part[0], parts)
         zeros = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
@@ -274,12 +273,6 @@ def _updated(
 
 def _step_key(seed: int, step: int | Int[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(seed), step)
-
-
-def _interleave(array: Array, parts: int) -> Array:
-    """[batch, ...] -> [parts, batch / parts, ...], part i taking rows i, i + parts, ..."""
-    split = array.reshape(array.shape[0] // parts, parts, *array.shape[1:])
-    return constrain(jnp.moveaxis(split, 1, 0), None, BATCH_AXES)
 
 
 def _ratio(total: Float[Array, ""], weight: Float[Array, ""]) -> Float[Array, ""]:

@@ -6,14 +6,10 @@ import numpy as np
 import pytest
 
 from jaxllm.data.cleaning import Cleaner, CleaningConfig
+from jaxllm.data.documents import Document
 from jaxllm.data.packing import packed_rows
-from jaxllm.data.preferences import (
-    PreferenceReader,
-    Preferences,
-    ResponseIds,
-    fitted_responses,
-    response_ids,
-)
+from jaxllm.data.preferences import PreferenceReader
+from jaxllm.data.rankings import Rankings, ResponseIds, fitted_responses, response_ids
 from jaxllm.data.records import Record
 from jaxllm.data.store import TokenStore, write_stores
 from jaxllm.tokenizers.byte_tokenizer import ByteTokenizer
@@ -76,6 +72,34 @@ def test_one_response_with_a_label():
     assert read({"prompt": "q", "completion": "a", "label": False}, unpaired=True)["scores"] == [0]
 
 
+def test_unpaired_responses_are_good_or_bad_each_by_itself():
+    reader = PreferenceReader("", unpaired=True)
+    fields = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 9, 9]}
+    passages = reader(Record(fields, "x.jsonl", 1), False, Cleaner(CleaningConfig()))
+    found = [json.loads(passage.text) for passage in passages]
+    assert [each["responses"] for each in found] == [["a"], ["b"], ["c"]]
+    assert [each["scores"] for each in found] == [[0], [1], [1]]
+    assert len({passage.group for passage in passages}) == 1
+    assert {each["messages"][0]["content"] for each in found} == {"q"}
+
+
+@pytest.mark.parametrize("unpaired", [False, True])
+def test_copies_in_files_of_other_names_are_copies(unpaired):
+    reader = PreferenceReader("", unpaired=unpaired)
+    one, other = (
+        [
+            Document.of(passage.text, passage.group, 0, passage.alike)
+            for passage in reader(
+                Record({"prompt": "q"} | PAIR, name, 1), False, Cleaner(CleaningConfig())
+            )
+        ]
+        for name in ("a.jsonl", "b.jsonl")
+    )
+    assert [document.digest for document in one] == [document.digest for document in other]
+    assert len({document.digest for document in one}) == len(one)
+    assert one[0].text != other[0].text  # which names its file
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -102,7 +126,11 @@ def test_one_response_with_a_label():
         ({"prompt": "q", "margin": True} | PAIR, "`margin` is no number"),
         ({"prompt": ""} | PAIR, "empty message"),
         (PAIR, "no `prompt`, `messages`, or `instruction`"),
-        ({"messages": [{"role": "assistant", "content": "a"}]} | PAIR, "begins with assistant"),
+        ({"messages": [{"role": "assistant", "content": "a"}]} | PAIR, "ends with an answer"),
+        (
+            {"messages": [{"role": "assistant", "content": "a"}, USER]} | PAIR,
+            "begins with assistant",
+        ),
         (
             {"messages": [USER, {"role": "assistant", "content": "a"}]} | PAIR,
             "ends with an answer",
@@ -171,7 +199,7 @@ def test_a_response_of_which_the_template_writes_nothing_is_left_out(tmp_path):
     with pytest.raises(ValueError, match="writes nothing of a response"):
         response_ids(template, [USER], ["<think>x</think>"])
     ranking = read({"prompt": "q", "responses": ["<think>x</think>", "a"]})
-    assert Preferences(template, 50)([json.dumps(ranking)]) == [None]
+    assert Rankings(template, 50)([json.dumps(ranking)]) == [None]
 
 
 def test_tools_are_handed_to_the_template():
@@ -217,7 +245,7 @@ def test_rankings_fit_into_rows_or_are_left_out(named, responses):
     text = json.dumps(read({"prompt": "q", "responses": responses}))
     counts = []
     for places in range(8, 200):
-        (found,) = Preferences(chat_template(ByteTokenizer(), named), places)([text])
+        (found,) = Rankings(chat_template(ByteTokenizer(), named), places)([text])
         counts.append(found is not None)
         if found:
             assert len(found.ids) - 1 <= places
@@ -232,7 +260,7 @@ RANKINGS = [("ask", ["good", "worse", "bad"]), ("q", ["ab", "cdefg"]), ("why not
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     template = chat_template(ByteTokenizer(), "bos_separated")
-    encoder = Preferences(template, 40)
+    encoder = Rankings(template, 40)
     texts = [
         json.dumps({**read({"prompt": prompt, "responses": responses})})
         for prompt, responses in RANKINGS
@@ -278,6 +306,6 @@ def test_rankings_lie_whole_in_rows(store, packing):
 
 
 def test_responses_that_become_the_same_when_cut_are_left_out():
-    encoder = Preferences(chat_template(ByteTokenizer(), "bos_separated"), 10)
+    encoder = Rankings(chat_template(ByteTokenizer(), "bos_separated"), 10)
     (found,) = encoder([json.dumps(read({"prompt": "q", "responses": ["same end", "same and"]}))])
     assert found is None

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxllm import trees
+from jaxllm.models import transformer
 from jaxllm.models.attention import Context
 from jaxllm.models.families import FAMILIES
 from jaxllm.models.kv_cache import empty_cache
@@ -329,3 +331,11 @@ def test_every_layer_draws_its_own_dropout(tiny_model, tiny_params):
     )
     # The same draws thrice would give nothing or six.
     assert max(len(np.unique(state)) for state in np.asarray(hidden[0]).round(4)) == 4
+
+
+def test_what_is_kept_for_the_backward_pass_has_the_names_that_jax_gives_it():
+    """cuDNN's attention is known by the name of its primitive, which another version may change."""
+    attention = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    assert transformer._keeps_products(attention._dot_product_attention_fwd_p_wrapper)
+    assert not transformer._keeps_products(attention._dot_product_attention_bwd_p_wrapper)
+    assert not transformer._keeps_products(jax.lax.exp_p)

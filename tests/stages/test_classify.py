@@ -301,6 +301,7 @@ def instructions(json_lines):
     return json_lines({"prompt": f"Repeat {n}", "response": f"yes {n}"} for n in range(60))
 
 
+@pytest.mark.slow
 def test_adapters_of_cut_models_and_of_classifiers_are_used(
     command, two_layers, classifier, instructions, colours, json_lines, tmp_path
 ):

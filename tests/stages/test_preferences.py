@@ -118,7 +118,7 @@ def test_a_reference_is_rounded_as_the_base_is(prefer, curve, tmp_path):
     assert curve(tmp_path / "run", "train/log_ratio")[1] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("live", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_goes_on_with_the_reference_that_it_began_with(
     live, prefer, command, finished_run, curve, tmp_path
 ):
@@ -140,6 +140,7 @@ def test_a_run_goes_on_with_the_reference_that_it_began_with(
         assert curve(tmp_path / "run", name) == curve(tmp_path / "whole", name)
 
 
+@pytest.mark.slow
 def test_a_reward_model_is_trained_further_with_its_head(prefer, curve, tmp_path):
     assert prefer("reward", tmp_path / "first").code == 0
     losses = {}
@@ -157,6 +158,57 @@ def test_every_loss_trains(loss, prefer, curve, tmp_path):
     assert result.code == 0, result.err
     assert np.isfinite(list(curve(tmp_path / "run", "train/loss").values())).all()
     assert ("eval/log_ratio" in summary_of(tmp_path / "run")) == (loss in ("ipo", "hinge"))
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_single_responses_are_learnt_from(rank, prefer, curve, pairs, json_lines, tmp_path):
+    fields = {
+        "dpo__loss": "kto",
+        "lora__rank": rank,
+        "dpo__beta": 0.5,
+        "optimizer__schedule": "constant",
+    }
+    result = prefer("dpo", tmp_path / "whole", **fields)
+    assert result.code == 0, result.err
+    losses = curve(tmp_path / "whole", "train/loss")
+    assert losses[1] == pytest.approx(0.5, abs=1e-5)  # policy and reference are the same
+    assert losses[6] < losses[1]
+    assert curve(tmp_path / "whole", "eval/margin")[6] > 0
+    points = curve(tmp_path / "whole", "train/reference_point")
+    assert points[1] == pytest.approx(0, abs=1e-4)
+    assert min(points.values()) >= 0
+    # A pair is a good response and a bad one; single ones with a label are the same.
+    single = [
+        {"prompt": each["prompt"], "response": each[name], "label": name == "chosen"}
+        for each in map(json.loads, pairs.read_text().splitlines())
+        for name in ("chosen", "rejected")
+    ]
+    labelled = json_lines(single, "single")
+    assert prefer("dpo", tmp_path / "single", data__train=labelled, **fields).code == 0
+    assert curve(tmp_path / "single", "train/loss") == losses
+    assert prefer("dpo", tmp_path / "halves", steps=3, **fields).code == 0
+    assert prefer("dpo", tmp_path / "halves", steps=6, **fields).code == 0
+    assert curve(tmp_path / "halves", "train/loss") == losses
+
+
+@pytest.mark.slow
+def test_single_responses_in_micro_batches(prefer, curve, tmp_path):
+    fields = {"dpo__loss": "kto", "batch_size": 16, "steps": 3, "optimizer__learning_rate": 0.1}
+    for parts in (1, 2):
+        run = tmp_path / str(parts)
+        result = prefer("dpo", run, micro_batch_size=16 // parts, **fields)
+        assert result.code == 0, result.err
+    for name in ("train/loss", "train/reference_point", "eval/loss"):
+        one, two = (list(curve(tmp_path / parts, name).values()) for parts in ("1", "2"))
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_single_responses_of_one_kind_teach_nothing(prefer, json_lines, tmp_path):
+    good = [{"prompt": f"Say {n}", "response": "a" * (n % 3 + 1), "label": 1} for n in range(40)]
+    given = {"data__train": json_lines(good, "good"), "dpo__loss": "kto"}
+    result = prefer("dpo", tmp_path / "run", **given)
+    assert result.code == 2
+    assert "there is no bad one" in result.err
 
 
 @pytest.mark.parametrize("stage", ["reward", "dpo"])
@@ -185,6 +237,15 @@ def test_what_cannot_be(stage, fields, message, prefer, tmp_path):
         (
             {"dpo__live_reference": True, "lora__rank": 2, "train__trainable": ".*norm/scale"},
             "train.trainable changes it",
+        ),
+        ({"dpo__desirable": 2.0}, "only kto"),
+        ({"dpo__loss": "kto", "dpo__undesirable": -1.0}, "undesirable: must be positive"),
+        ({"dpo__loss": "kto", "dpo__best_response": 0.1}, "kto does not read it"),
+        ({"dpo__loss": "kto", "data__packing": "none"}, "take best_fit"),
+        ({"dpo__loss": "kto", "data__cleaning__near_duplicates": 0.8}, "leave it at 0"),
+        (
+            {"dpo__loss": "kto", "lora__rank": 2, "train__trainable": ".*norm/scale"},
+            "dpo.loss: kto's reference",
         ),
         ({"dpo__template": "nowhere.jinja"}, "config.dpo.template: nowhere.jinja"),
     ],

@@ -89,6 +89,7 @@ class Harness:
             frozen={},
             kept={},
             source=source or self._batch,
+            complete=lambda params, frozen, batch: batch,
             evaluate=self._evaluate,
             diagnose=lambda step, state, batch: f"batch {int(batch['tokens'][0])} of step {step}",
             recorder=recorder,

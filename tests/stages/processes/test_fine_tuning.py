@@ -72,8 +72,15 @@ def scores_of(run):
             {"eval/accuracy", "eval/loss", "eval/log_ratio"},
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            "dpo",
+            PAIRS,
+            {"data.seq_len": 48, "dpo.loss": "kto", "lora.rank": 2, "micro_batch_size": 4},
+            {"eval/accuracy", "eval/loss", "eval/margin"},
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["lora", "sft", "classify", "reward", "dpo"],
+    ids=["lora", "sft", "classify", "reward", "dpo", "kto"],
 )
 def test_several_processes_fine_tune_as_one_does_and_go_on_after_a_fault(
     arguments,
