@@ -56,7 +56,8 @@ def test_what_a_tool_call_says_the_assistant_says():
 
 
 def test_text_is_read_as_documents():
-    texts = [json.loads(text) for text, _ in read({"text": "<s>a</s><s>b</s>"}, marked=True)]
+    passages = read({"text": "<s>a</s><s>b</s>"}, marked=True)
+    texts = [json.loads(passage.text) for passage in passages]
     assert texts == [{"text": "a"}, {"text": "b"}]
 
 
