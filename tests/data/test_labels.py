@@ -140,6 +140,7 @@ def test_values_are_standardised_by_those_of_training(prepared):
     assert [targets[corpus.encoder.table[value]] for value in (1.0, 3.0, 7.0)] == [-1, 1, 5]
 
 
+@pytest.mark.slow
 def test_more_labels_than_tokens_have_room(prepared):
     """Numbers of labels are kept as token ids, which a small vocabulary would hold in 16 bits."""
     values = [(f"text {n}", float(n)) for n in range(66_000)]
