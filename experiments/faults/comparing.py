@@ -25,7 +25,8 @@ def differences(reference: RunDirectory, run: RunDirectory, tolerance: float = 0
     Args:
         reference, run: runs of one configuration, at their ends.
         tolerance: difference allowed between scalars, and between arrays in the norm, relative to
-            the reference's; 0: every bit must be the same.
+            the reference's (of a scalar below `tolerance`, relative to that); 0: every bit must be
+            the same.
     """
     lines = [read_metrics(one.metrics) for one in (reference, run)]
     found = [
@@ -53,7 +54,8 @@ def _same_line(first: dict[str, Any], second: dict[str, Any], tolerance: float) 
     return first.keys() == second.keys() and all(
         one == second[name]
         or (math.isnan(one) and math.isnan(second[name]))
-        or abs(one - second[name]) <= tolerance * abs(one)
+        # Near 0 stand differences of larger numbers, whose rounding they have.
+        or abs(one - second[name]) <= tolerance * max(abs(one), tolerance)
         for name, one in first.items()
     )
 
