@@ -69,7 +69,7 @@ class Trainer:
     ("before", "after", "devices"),
     [
         (MeshConfig(1, 8, 1), MeshConfig(1, 2, 2), 4),
-        (MeshConfig(2, 2, 2), MeshConfig(), 1),
+        pytest.param(MeshConfig(2, 2, 2), MeshConfig(), 1, marks=pytest.mark.slow),
     ],
     ids=["fsdp 8 to fsdp 2 x tensor 2", "2 x 2 x 2 to one device"],
 )

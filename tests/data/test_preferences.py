@@ -243,9 +243,10 @@ def test_cut_responses_take_so_many_places_at_most(lengths):
 def test_rankings_fit_into_rows_or_are_left_out(named, responses):
     """However short rows are, none is longer than one."""
     text = json.dumps(read({"prompt": "q", "responses": responses}))
+    template = chat_template(ByteTokenizer(), named)
     counts = []
     for places in range(8, 200):
-        (found,) = Rankings(chat_template(ByteTokenizer(), named), places)([text])
+        (found,) = Rankings(template, places)([text])
         counts.append(found is not None)
         if found:
             assert len(found.ids) - 1 <= places

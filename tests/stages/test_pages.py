@@ -15,7 +15,8 @@ from jaxllm.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = "python -m jaxllm.main "
-TRAINING = ("configs/sft.py", "configs/classify.py")
+TRAINING = tuple(f"configs/{stage}.py" for stage in ("sft", "classify", "reward", "dpo"))
+TUNING = ("lora", "classify", "reward", "dpo")
 SHORT = ["--config.steps=2", "--config.eval.max_batches=2", "--config.data.seq_len=64"]
 
 
@@ -45,8 +46,8 @@ PAGES = [
     "chatting.md",
     "evaluating.md",
     "sft.md",
-    "lora.md",
-    "classify.md",
+    "rewards.md",
+    *(pytest.param(f"{page}.md", marks=pytest.mark.slow) for page in TUNING),
 ]
 
 
@@ -57,6 +58,10 @@ def test_the_commands_of_the_page_run(page, place, capsys):
     for command in found:
         if command.startswith(COMMAND):
             given = shlex.split(command.removeprefix(COMMAND))
+            for begun in filter(re.compile("--config.init=runs/").match, given):
+                run = place / begun.removeprefix("--config.init=")
+                if not run.exists():  # another page makes it
+                    shutil.copytree(place / "runs" / "first", run)
             trains = any(f"--config={config}" in given for config in TRAINING)
             code = main([*given, *(SHORT if trains else [])])
             assert code == 0, f"{command}\n{capsys.readouterr().err}"

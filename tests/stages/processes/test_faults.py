@@ -35,6 +35,7 @@ def test_a_killed_process_ends_the_others_and_half_of_them_go_on(
     same_curve(alone, workdir)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(
     arguments, settings, start, wait_for, alone, scalars, same_curve, tmp_path
 ):
@@ -52,6 +53,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
     same_curve(alone, workdir)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside_by_all_and_the_one_before_is_used(
     arguments, start, finished_run, same_curve, tmp_path
 ):

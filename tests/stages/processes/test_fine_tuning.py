@@ -40,44 +40,35 @@ def scores_of(run):
     return {name: value for name, value in summary.items() if name.startswith("eval/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "records", "fields", "scores"),
     [
         ("sft", INSTRUCTIONS, {"lora.rank": 2, "lora.dropout": 0.1}, {"eval/loss"}),
-        pytest.param(
-            "sft",
-            INSTRUCTIONS,
-            {"sft.layout": "chat", "mesh.fsdp": 2},
-            {"eval/loss"},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
+        ("sft", INSTRUCTIONS, {"sft.layout": "chat", "mesh.fsdp": 2}, {"eval/loss"}),
+        (
             "classify",
             LABELLED,
             {"mesh.fsdp": 2},
             {"eval/accuracy", "eval/macro_f1", "eval/loss"},
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             "reward",
             PAIRS,
             {"data.seq_len": 48},
             {"eval/accuracy", "eval/loss", "eval/calibration_error"},
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             "dpo",
             PAIRS,
             {"data.seq_len": 48, "mesh.fsdp": 2},
             {"eval/accuracy", "eval/loss", "eval/log_ratio"},
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             "dpo",
             PAIRS,
             {"data.seq_len": 48, "dpo.loss": "kto", "lora.rank": 2, "micro_batch_size": 4},
             {"eval/accuracy", "eval/loss", "eval/margin"},
-            marks=pytest.mark.slow,
         ),
     ],
     ids=["lora", "sft", "classify", "reward", "dpo", "kto"],

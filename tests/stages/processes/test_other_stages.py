@@ -5,6 +5,7 @@ import json
 import pytest
 
 
+@pytest.mark.slow
 def test_models_write_and_are_measured_by_several_processes(
     arguments, start, finished_run, corpus, json_lines, tmp_path
 ):
