@@ -89,6 +89,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(stage, prefer, curve, tmp_path):
         assert curve(tmp_path / "halves", name) == curve(tmp_path / "whole", name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["reward", "dpo", "kto"])
+def test_a_mesh_changes_no_curve(how, prefer, curve, tmp_path):
+    """Of eight devices: as many shares of the batch, or parameters and matrices cut too."""
+    fields = {"dpo__loss": "kto"} if how == "kto" else {}
+    stage = "reward" if how == "reward" else "dpo"
+    meshes = {"data": {}, "cut": {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}}
+    for name, mesh in meshes.items():
+        result = prefer(stage, tmp_path / name, **fields, **mesh)
+        assert result.code == 0, result.err
+    for name in ("train/loss", "train/grad_norm", "eval/loss", "eval/accuracy"):
+        one, other = (curve(tmp_path / each, name) for each in meshes)
+        assert one.keys() == other.keys()
+        np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=2e-4)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_reference_is_the_same_computed_before_or_in_each_step(
     rank, prefer, finished_run, curve, tmp_path
