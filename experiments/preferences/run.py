@@ -80,7 +80,12 @@ def runs(data: Path) -> dict[str, Run]:
                 "data.cleaning.near_duplicates=0.0",
             ),
         ),
-        "copier": Run("sft", "copier-base", (*COPYING, "steps=100", "data.seq_len=128")),
+        # Ended when it has begun to copy, but is seldom right.
+        "copier": Run(
+            "sft",
+            "copier-base",
+            (*COPYING, "steps=200", "data.seq_len=128", "optimizer.learning_rate=2e-3"),
+        ),
     }
     for seed in SEEDS:
         for language, files in PREFERENCES.items():
@@ -90,7 +95,7 @@ def runs(data: Path) -> dict[str, Run]:
         longer = ("steps=1500", "optimizer.learning_rate=1e-3")
         made[f"copying-{seed}"] = Run("reward", "copier", (*given, *longer))
         for loss in LOSSES:
-            made[f"{loss}-{seed}"] = Run("dpo", "copier", (*given, "steps=600", f"dpo.loss={loss}"))
+            made[f"{loss}-{seed}"] = Run("dpo", "copier", (*given, "steps=300", f"dpo.loss={loss}"))
     return made
 
 
