@@ -58,10 +58,11 @@ def test_the_commands_of_the_page_run(page, place, capsys):
     for command in found:
         if command.startswith(COMMAND):
             given = shlex.split(command.removeprefix(COMMAND))
-            for begun in filter(re.compile("--config.init=runs/").match, given):
-                run = place / begun.removeprefix("--config.init=")
-                if not run.exists():  # another page makes it
-                    shutil.copytree(place / "runs" / "first", run)
+            for argument in given:
+                begun = argument.removeprefix("--config.init=")
+                # Another page makes it.
+                if begun.startswith("runs/") and not (place / begun).exists():
+                    shutil.copytree(place / "runs" / "first", place / begun)
             trains = any(f"--config={config}" in given for config in TRAINING)
             code = main([*given, *(SHORT if trains else [])])
             assert code == 0, f"{command}\n{capsys.readouterr().err}"

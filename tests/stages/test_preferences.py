@@ -90,11 +90,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(stage, prefer, curve, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["reward", "dpo", "kto"])
-def test_a_mesh_changes_no_curve(how, prefer, curve, tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "fields"),
+    [("reward", {}), ("dpo", {}), ("dpo", {"dpo__loss": "kto"})],
+    ids=["reward", "dpo", "kto"],
+)
+def test_a_mesh_changes_no_curve(stage, fields, prefer, curve, tmp_path):
     """Of eight devices: as many shares of the batch, or parameters and matrices cut too."""
-    fields = {"dpo__loss": "kto"} if how == "kto" else {}
-    stage = "reward" if how == "reward" else "dpo"
     meshes = {"data": {}, "cut": {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}}
     for name, mesh in meshes.items():
         result = prefer(stage, tmp_path / name, **fields, **mesh)
