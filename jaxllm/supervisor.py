@@ -103,16 +103,24 @@ def supervise() -> Supervisor | int:
     """
     reading, writing = os.pipe()
     parent = os.getpid()
+    # They wait to be asked for: a handler could run too late, when waiting has begun already.
+    awaited = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     child = os.fork()
     if not child:
         os.close(reading)
         os.setpgid(0, 0)  # Ctrl-C reaches it once: through its parent
         _die_with(parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return Supervisor(writing)
     os.close(writing)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: _send(child, number))
-    _, status = os.waitpid(child, 0)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # or macOS drops it
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        if (number := signal.sigwait(awaited)) != signal.SIGCHLD:
+            os.kill(child, number)  # it is there until `waitpid` has told of its end
     os.set_blocking(reading, False)  # a grandchild may hold the other end
     try:
         told = os.read(reading, 4096).decode()
@@ -159,11 +167,6 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _send(process: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, number)
 
 
 def _die_with(parent: int) -> None:
