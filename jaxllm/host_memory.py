@@ -6,8 +6,11 @@ for the next step (docs/performance.md).
 """
 
 import ctypes
+import functools
 import importlib.util
 import os
+import time
+from collections.abc import Callable
 from importlib.metadata import entry_points
 
 # Parameters of mallopt, from glibc's malloc.h, and what they are set to: no block is mapped apart
@@ -16,6 +19,9 @@ _M_MMAP_MAX, _M_TRIM_THRESHOLD, _M_ARENA_MAX = -4, -1, -8
 _KEPT = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_ARENA_MAX: 1}
 # By which users set the same themselves.
 _SET_BY_USER = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX")
+
+# Seconds: the longest wait for memory to be freed, between two looks, and where nothing tells.
+_LONGEST, _BETWEEN, _UNTOLD = 0.1, 2e-4, 0.002
 
 
 def keep_freed_memory_on_cpu() -> bool:
@@ -42,6 +48,52 @@ def give_back_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
+
+
+def allocated_bytes() -> int:
+    """Bytes that this process has taken from glibc's `malloc` and not freed; 0 where that, or a
+    version of it before 2.33, does not tell."""
+    told = _mallinfo()
+    if told is None:
+        return 0
+    info = told()
+    return int(info.uordblks + info.hblkhd)
+
+
+def wait_until_freed(allocated: int) -> int:
+    """Waits until `allocated_bytes()` is at most `allocated`, and returns it.
+
+    It waits a tenth of a second at the most, since others may have taken memory meanwhile; two
+    milliseconds where nothing tells.
+    """
+    if _mallinfo() is None:
+        time.sleep(_UNTOLD)
+        return 0
+    deadline = time.monotonic() + _LONGEST
+    while (now := allocated_bytes()) > allocated and time.monotonic() < deadline:
+        time.sleep(_BETWEEN)
+    return now
+
+
+class _Mallinfo2(ctypes.Structure):
+    """`struct mallinfo2` of glibc's malloc.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+@functools.cache
+def _mallinfo() -> Callable[[], _Mallinfo2] | None:
+    """glibc's `mallinfo2`; None where there is none."""
+    told = getattr(ctypes.CDLL(None), "mallinfo2", None) if os.name == "posix" else None
+    if told is not None:
+        told.restype = _Mallinfo2
+    return told
 
 
 def _computes_on_cpu() -> bool:

@@ -4,6 +4,8 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -134,3 +136,44 @@ def test_training_keeps_freed_memory(monkeypatch, settings, tmp_path):
     with pytest.raises(UserError, match="does not fit"):
         pretrain.run(pretrain.PretrainConfig(mesh=MeshConfig(fsdp=7)), tmp_path / "run")
     assert settings
+
+
+@pytest.fixture
+def large_block():
+    """64 MiB of `malloc`'s, and what frees them."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallinfo2"):
+        pytest.skip("this C library does not tell what is allocated")
+    library.malloc.restype = ctypes.c_void_p
+    held = [ctypes.c_void_p(library.malloc(ctypes.c_size_t(2**26)))]
+
+    def free():
+        while held:
+            library.free(held.pop())
+
+    yield free
+    free()
+
+
+def test_the_wait_ends_once_another_thread_has_freed(large_block):
+    allocated = host_memory.allocated_bytes()
+    assert allocated >= 2**26
+    threading.Timer(0.03, large_block).start()
+    begun = time.monotonic()
+    assert host_memory.wait_until_freed(allocated - 2**25) <= allocated - 2**25
+    assert time.monotonic() - begun >= 0.03
+
+
+def test_the_wait_for_what_is_never_freed_ends_too(large_block):
+    begun = time.monotonic()
+    host_memory.wait_until_freed(host_memory.allocated_bytes() - 2**25)
+    assert 0.1 <= time.monotonic() - begun < 10
+
+
+def test_where_nothing_tells_the_wait_is_short(monkeypatch):
+    slept = []
+    monkeypatch.setattr(host_memory, "_mallinfo", lambda: None)
+    monkeypatch.setattr(host_memory.time, "sleep", slept.append)
+    assert host_memory.allocated_bytes() == 0
+    assert host_memory.wait_until_freed(0) == 0
+    assert slept == [0.002]

@@ -1,7 +1,6 @@
 """The train step: exact gradient accumulation, the update, and the guard against NaN."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from jaxllm.host_memory import give_back_freed_memory
+from jaxllm.host_memory import allocated_bytes, give_back_freed_memory, wait_until_freed
 from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, RowKeys, Sums
 from jaxllm.sharding.mesh import batch_sharding, in_micro_batches
 from jaxllm.sharding.rules import Rules, shardings, with_sharding
@@ -26,10 +25,9 @@ TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, StepMetrics]
 # Folded into the key of a step where rows fold in their index: no batch has that many.
 _ROUNDING = 2**32 - 1
 
-# Temporaries, in bytes, of which a second place is not worth the moment, in seconds, that a step
-# waits for the first: one with as many takes at least fifty times as long.
+# Temporaries, in bytes, of which a second place is not worth the moment that a step waits for the
+# first: one with as many takes a hundred milliseconds at the least.
 _LARGE = 64 * 2**20
-_UNTIL_FREED = 0.002
 
 
 def make_train_step(
@@ -181,17 +179,19 @@ def sparing_step(jitted: Any) -> TrainStep:
     out the results; else it would take a second place of that size, or a third. The caller's own
     work between steps goes on meanwhile, as elsewhere.
     """
-    waits: bool | None = None
+    temporary: int | None = None
+    held = 0  # before the last step took its temporaries
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        nonlocal waits
-        if waits is None:
+        nonlocal temporary, held
+        if temporary is None:
             program = jitted.lower(state, frozen, batch).compile()  # remembered by `jitted`
             give_back_freed_memory()
-            waits = jax.default_backend() == "cpu" and _temporary_bytes(program) >= _LARGE
-        elif waits:
+            temporary = _temporary_bytes(program) if jax.default_backend() == "cpu" else 0
+            held = allocated_bytes()
+        elif temporary >= _LARGE:
             jax.block_until_ready(state.step)
-            time.sleep(_UNTIL_FREED)
+            held = wait_until_freed(held + temporary // 2)
         return jitted(state, frozen, batch)
 
     return step

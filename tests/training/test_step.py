@@ -224,13 +224,18 @@ def test_a_step_is_compiled_once_and_gives_back_what_that_took(state, batch, mon
 def test_a_step_begins_when_large_temporaries_of_the_one_before_are_free(
     state, batch, monkeypatch, large, waits
 ):
-    slept = []
+    waited = []
     monkeypatch.setattr("jaxllm.training.step._LARGE", large)
-    monkeypatch.setattr("jaxllm.training.step.time.sleep", slept.append)
+
+    def wait(allocated):
+        waited.append(allocated)
+        return allocated
+
+    monkeypatch.setattr("jaxllm.training.step.wait_until_freed", wait)
 
     @jax.jit
     def slow(state, frozen, batch):
-        jax.debug.callback(lambda: done.append(len(slept)))
+        jax.debug.callback(lambda: done.append(len(waited)))
         product = jnp.ones((400, 400)) @ jnp.full((400, 400), state.step / 7)
         return dataclasses.replace(state, step=state.step + 1), {"loss": product.sum()}
 
@@ -240,6 +245,6 @@ def test_a_step_begins_when_large_temporaries_of_the_one_before_are_free(
     for _ in range(3):
         state, _ = run(state, {}, batch)
     jax.effects_barrier()
-    assert len(slept) == waits
+    assert len(waited) == waits
     if waits:
         assert done == [0, 1, 2]  # none had begun before the wait for the one before it
