@@ -50,6 +50,7 @@ LOSSES = ("sigmoid", "kto")
 HELD_OUT_COPIES = "builtin:copying:500"
 COPYING = ("data.train=builtin:copying:5k-45k", f"data.eval={HELD_OUT_COPIES}")
 PAIRS = ("data.train=builtin:copying:45k-55k", f"data.eval={HELD_OUT_COPIES}")
+MORE_PAIRS = ("data.train=builtin:copying:45k-95k", f"data.eval={HELD_OUT_COPIES}")
 EVAL_FRACTION = 0.2
 
 
@@ -91,11 +92,13 @@ def runs(data: Path) -> dict[str, Run]:
         for language, files in PREFERENCES.items():
             given = (sources(files), f"seed={seed}", f"data.eval_fraction={EVAL_FRACTION}")
             made[f"{language}-{seed}"] = Run("reward", "tuned", given)
-        given = (*PAIRS, f"seed={seed}", "data.seq_len=256", "batch_size=16")
-        longer = ("steps=1500", "optimizer.learning_rate=1e-3")
-        made[f"copying-{seed}"] = Run("reward", "copier", (*given, *longer))
+        given = (f"seed={seed}", "data.seq_len=256", "batch_size=16")
+        # Each pair is seen once: seen more often, they are known by heart.
+        once = (*MORE_PAIRS, "steps=3000", "optimizer.learning_rate=1e-3", "eval.every=500")
+        made[f"copying-{seed}"] = Run("reward", "copier", (*given, *once))
         for loss in LOSSES:
-            made[f"{loss}-{seed}"] = Run("dpo", "copier", (*given, "steps=300", f"dpo.loss={loss}"))
+            policy = (*PAIRS, *given, "steps=300", f"dpo.loss={loss}")
+            made[f"{loss}-{seed}"] = Run("dpo", "copier", policy)
     return made
 
 
