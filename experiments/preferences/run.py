@@ -50,7 +50,7 @@ LOSSES = ("sigmoid", "kto")
 HELD_OUT_COPIES = "builtin:copying:500"
 COPYING = ("data.train=builtin:copying:5k-45k", f"data.eval={HELD_OUT_COPIES}")
 PAIRS = ("data.train=builtin:copying:45k-55k", f"data.eval={HELD_OUT_COPIES}")
-MORE_PAIRS = ("data.train=builtin:copying:45k-95k", f"data.eval={HELD_OUT_COPIES}")
+MORE_PAIRS = ("data.train=builtin:copying:45k-145k", f"data.eval={HELD_OUT_COPIES}")
 EVAL_FRACTION = 0.2
 
 
@@ -61,6 +61,12 @@ def runs(data: Path) -> dict[str, Run]:
         return "data.train=" + ",".join(str(data / f"{file}.jsonl") for file in files)
 
     size = ("tokenizer.vocab_size=4096", "model.width=256", "model.heads=4", "references=False")
+    copies = (
+        *(*COPYING, "data.cleaning.near_duplicates=0.0", "data.seq_len=128", "batch_size=32"),
+        *("tokenizer.kind=bytes", "model.width=128", "model.heads=4"),
+        *("optimizer.learning_rate=2e-3", "eval.every=500", "references=False"),
+    )
+    tuned = (*COPYING, "data.seq_len=128", "optimizer.learning_rate=2e-3")
     made = {
         "base": Run(
             "pretrain", "", (sources(TEXT), *size, "batch_size=8", "steps=4000", "eval.every=1000")
@@ -70,32 +76,20 @@ def runs(data: Path) -> dict[str, Run]:
             "base",
             (sources(INSTRUCTIONS), "steps=600", "eval.every=200", "optimizer.learning_rate=3e-3"),
         ),
-        "copier-base": Run(
-            "pretrain",
-            "",
-            (
-                *COPYING,
-                *("tokenizer.kind=bytes", "model.layers=2", "model.width=128", "model.heads=4"),
-                *("batch_size=32", "data.seq_len=128", "optimizer.learning_rate=2e-3"),
-                *("steps=1500", "eval.every=500", "references=False"),
-                "data.cleaning.near_duplicates=0.0",
-            ),
-        ),
         # Ended when it has begun to copy, but is seldom right.
-        "copier": Run(
-            "sft",
-            "copier-base",
-            (*COPYING, "steps=200", "data.seq_len=128", "optimizer.learning_rate=2e-3"),
-        ),
+        "copier-base": Run("pretrain", "", (*copies, "model.layers=2", "steps=1500")),
+        "copier": Run("sft", "copier-base", (*tuned, "steps=200")),
+        # It copies without a fault.
+        "reader-base": Run("pretrain", "", (*copies, "model.layers=4", "steps=300")),
+        "reader": Run("sft", "reader-base", (*tuned, "steps=300")),
     }
     for seed in SEEDS:
         for language, files in PREFERENCES.items():
             given = (sources(files), f"seed={seed}", f"data.eval_fraction={EVAL_FRACTION}")
             made[f"{language}-{seed}"] = Run("reward", "tuned", given)
         given = (f"seed={seed}", "data.seq_len=256", "batch_size=16")
-        # Each pair is seen once: seen more often, they are known by heart.
-        once = (*MORE_PAIRS, "steps=3000", "optimizer.learning_rate=1e-3", "eval.every=500")
-        made[f"copying-{seed}"] = Run("reward", "copier", (*given, *once))
+        many = (*MORE_PAIRS, "steps=2500", "optimizer.learning_rate=1e-3")
+        made[f"copying-{seed}"] = Run("reward", "reader", (*given, *many))
         for loss in LOSSES:
             policy = (*PAIRS, *given, "steps=300", f"dpo.loss={loss}")
             made[f"{loss}-{seed}"] = Run("dpo", "copier", policy)
