@@ -24,11 +24,16 @@ import jax  # noqa: E402
 import jax.extend  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from jaxllm import trees  # noqa: E402
 from jaxllm.models.config import ModelConfig, TransformerConfig  # noqa: E402
 from jaxllm.models.families import architecture  # noqa: E402
 from jaxllm.models.transformer import init_params  # noqa: E402
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("any_machine", deadline=None)
+settings.load_profile("any_machine")
 
 _TINY = {"layers": 3, "width": 16, "heads": 4, "kv_heads": 2, "mlp_width": 32, "dtype": "float32"}
 # Windows and patterns that show in rows of a dozen tokens, and few experts.

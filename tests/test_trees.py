@@ -30,7 +30,7 @@ def test_paths_are_keys_joined_in_the_order_of_insertion():
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(TREES)
 def test_mapping_keeps_the_nesting_and_gives_each_leaf_its_path(tree):
     named = trees.map_with_paths(lambda path, leaf: (path, leaf), tree)
@@ -39,7 +39,7 @@ def test_mapping_keeps_the_nesting_and_gives_each_leaf_its_path(tree):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(TREES, st.data())
 def test_merge_is_the_inverse_of_split(tree, data):
     leaves = dict(trees.leaves_with_paths(tree))

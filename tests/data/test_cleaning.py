@@ -64,7 +64,7 @@ def test_compatibility_forms_are_made_plain_when_asked_for():
 _RARE = "\n\r \t\u200c\u200d\u00a0\u3000\x00\x0c\u200b\u00ad\ufeff\u0301\u0327e"
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(_RARE))))
 def test_cleaning_twice_is_cleaning_once(text):
     once = clean(text)

@@ -122,7 +122,7 @@ def test_memory_stays_bounded_in_a_line_without_end(file, limit):
     assert peak < limit << 20
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=60).map(lambda line: line.replace(b"\n", b" "))), st.data())
 def test_random_bytes_lose_no_good_line_around_them(noise, data):
     good = data.draw(st.lists(st.just(None), max_size=3))
@@ -135,7 +135,7 @@ def test_random_bytes_lose_no_good_line_around_them(noise, data):
         assert records[number - 1] == Record({"text": "good"}, "a.jsonl", number)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.sampled_from([".gz", ".zst", ""]), st.booleans())
 def test_random_bytes_raise_nothing_but_what_is_named(noise, compression, packed):
     data = PACK[compression](noise)[: -1 if noise[:1] < b"\x80" else None] if packed else noise
@@ -146,7 +146,7 @@ def test_random_bytes_raise_nothing_but_what_is_named(noise, compression, packed
             assert compression
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_damaged_parquet_file_raises_nothing_but_what_is_named(data):
     whole = bytearray(parquet([{"text": f"text {i}"} for i in range(9)], write_page_checksum=True))
@@ -210,7 +210,7 @@ def test_a_long_txt_file_is_cut_at_blank_lines():
     assert all(piece.fields["text"].endswith("\n") for piece in pieces)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.sampled_from(["a", "é", "床", "😀", "\n", "\n\n", "\ufeff", " "]), max_size=60),
     st.integers(4, 20),
@@ -229,7 +229,7 @@ def test_the_pieces_of_a_text_are_the_text(parts, piece_bytes):
         position += len(piece.fields["text"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.sampled_from(["a", "床", "\n", "\n\n", "<s>a\n\nb</s>", "<s>床</s>"]), max_size=60),
     st.integers(4, 20),

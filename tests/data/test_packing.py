@@ -78,7 +78,7 @@ def test_without_a_document_mask_a_row_is_one_segment(make_store):
         np.testing.assert_array_equal(free[k]["tokens"], masked[k]["tokens"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.integers(1, 20), max_size=60))
 def test_best_fit_places_every_piece_once_and_never_overfills(lengths):
     rows = best_fit(np.array(lengths, np.int64), 20)

@@ -77,7 +77,7 @@ def test_without_the_document_mask_a_row_is_one_segment(tmp_path):
     assert plain[2]["segment_ids"].tolist() == [1, 1, 1, 0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     shards=st.lists(st.lists(st.integers(2, 30), min_size=1, max_size=8), min_size=1, max_size=3),
     seq_len=st.integers(1, 40),

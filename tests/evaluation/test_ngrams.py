@@ -158,7 +158,7 @@ few_documents = st.lists(st.lists(st.integers(1, 5), max_size=9), max_size=6)
 
 
 @given(few_documents, few_documents, st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_kneser_ney_is_that_of_dictionaries_on_few_tokens(train, held_out, order):
     slow = SlowKneserNey(train, 7, order)
     model = fit_kneser_ney(joined(train), 7, OPENER, order)

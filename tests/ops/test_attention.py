@@ -181,7 +181,7 @@ def check(backend, seed, batch, seq, feature):
 
 @pytest.mark.parametrize("feature", OFTEN)
 @pytest.mark.parametrize("backend", PLAIN)
-@settings(max_examples=4, deadline=None, database=None)
+@settings(max_examples=4, database=None)
 @given(seed=st.integers(0, 10**6))
 def test_values_and_gradients_equal_a_loop(backend, feature, seed):
     check(backend, seed, 2, 13, feature)
@@ -190,7 +190,7 @@ def test_values_and_gradients_equal_a_loop(backend, feature, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("backend", PLAIN)
-@settings(max_examples=6, deadline=None, database=None)
+@settings(max_examples=6, database=None)
 @given(seed=st.integers(0, 10**6), batch=st.integers(1, 4), seq=st.integers(1, 20))
 def test_all_shapes_equal_a_loop(backend, feature, seed, batch, seq):
     check(backend, seed, batch, seq, feature)
@@ -234,7 +234,7 @@ def test_what_cudnn_is_asked_means_the_same(feature, monkeypatch):
     assert_equals_the_loop((out, *pull(arrays[3])), arrays, options, mask)
 
 
-@settings(max_examples=40, deadline=None, database=None)
+@settings(max_examples=40, database=None)
 @given(
     seed=st.integers(0, 10**6),
     seq=st.sampled_from([1, 9]),

@@ -117,7 +117,7 @@ def test_routing_of_bfloat16_scores_is_float32(logits):
 ROWS, GROUPS = 37, 4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     cuts=st.lists(st.integers(0, ROWS), min_size=GROUPS, max_size=GROUPS).map(sorted),
     seed=st.integers(0, 100),

@@ -153,7 +153,7 @@ def test_a_message_forges_no_mark(template, content):
         assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from([*SPECIAL_TOKENS, *TURNS, "<|im_", "end|>", "\n", "a", "<"])))
 def test_no_text_at_all_forges_a_mark(pieces):
     for source in (PLAIN, THINKING, chat_template(TOKENIZER, "chatml").source):

@@ -56,7 +56,7 @@ def test_special_tokens_are_read_from_text_only_when_asked(trained, kind):
 
 
 @pytest.mark.parametrize("kind", sorted(LOSSLESS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=any_text)
 def test_every_string_comes_back_and_no_text_makes_a_special_token(trained, kind, text):
     tokenizer = trained(kind)
@@ -68,7 +68,7 @@ def test_every_string_comes_back_and_no_text_makes_a_special_token(trained, kind
 
 
 @pytest.mark.parametrize("kind", sorted(LOSSLESS))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=any_text)
 def test_what_is_parsed_comes_back_too(trained, kind, text):
     tokenizer = trained(kind)
@@ -77,7 +77,7 @@ def test_what_is_parsed_comes_back_too(trained, kind, text):
 
 
 @pytest.mark.parametrize("kind", sorted({*TRAINERS} - LOSSLESS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=any_text)
 def test_kinds_that_lose_text_give_unknown_and_forge_nothing(trained, kind, text):
     tokenizer = trained(kind)
