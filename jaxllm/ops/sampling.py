@@ -37,22 +37,34 @@ def sample(
     scaled = logits / jnp.maximum(temperature, 1e-6)[:, None]
     if limits is not None:
         scaled = limited(scaled, limits)
-    drawn = jax.vmap(jax.random.categorical)(keys, scaled)
+    drawn = jax.vmap(_drawn)(keys, _in_blocks(scaled))
     return jnp.where(temperature == 0, greedy(logits), drawn).astype(jnp.int32)
 
 
 def greedy(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
     """The likeliest token of each row, of several the first."""
-    batch, vocab = logits.shape
-    block = 1 << (vocab.bit_length() // 2)
-    if vocab % block:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     # Where the maximum is takes a CPU five times as long to find as the maximum itself; so the
     # place is looked for among the maxima of blocks, and then in one block.
-    blocks = logits.reshape(batch, -1, block)
+    blocks = _in_blocks(logits)
     best = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
     inside = jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0]
-    return (best * block + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
+    return (best * blocks.shape[-1] + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
+
+
+def _drawn(key: Key[Array, ""], blocks: Float[Array, "blocks block"]) -> Int[Array, ""]:
+    """A token by its probability: first its block, then the token of that. A random number for
+    each token of the vocabulary would take a third of the time of a small model on a CPU."""
+    of_block, of_token = jax.random.split(key)
+    block = jax.random.categorical(of_block, jax.nn.logsumexp(blocks, axis=-1))
+    return block * blocks.shape[-1] + jax.random.categorical(of_token, blocks[block])
+
+
+def _in_blocks(logits: Float[Array, "batch vocab"]) -> Float[Array, "batch blocks block"]:
+    """About as many blocks as a block has tokens; the last is filled up with -inf."""
+    batch, vocab = logits.shape
+    block = 1 << (vocab.bit_length() // 2)
+    filled = jnp.pad(logits, ((0, 0), (0, -vocab % block)), constant_values=-jnp.inf)
+    return filled.reshape(batch, -1, block)
 
 
 def limited(logits: Float[Array, "batch vocab"], limits: Limits) -> Float[Array, "batch vocab"]:

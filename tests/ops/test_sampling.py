@@ -106,6 +106,20 @@ def test_frequencies_follow_the_tempered_distribution(temperature):
     assert (np.abs(found - expected) < 5 * np.sqrt(expected * (1 - expected) / count)).all()
 
 
+def test_tokens_of_every_block_are_drawn_by_their_probability():
+    """Of a vocabulary that is no whole number of blocks, with tokens that are left out."""
+    count, vocab = 40_000, 83
+    rng = np.random.default_rng(0)
+    scores = 2 * rng.normal(size=vocab)
+    scores[rng.permutation(vocab)[:20]] = -np.inf
+    expected = np.exp(scores) / np.exp(scores).sum()
+    found = np.bincount(draws(count, jnp.asarray(scores, jnp.float32)[None]), minlength=vocab)
+    assert found.size == vocab
+    assert not found[np.isinf(scores)].any()
+    apart = np.abs(found / count - expected)
+    assert (apart <= 5 * np.sqrt(expected * (1 - expected) / count)).all()
+
+
 def test_top_p_counts_the_tempered_probabilities_that_top_k_left():
     # Of the two likeliest, 0.4 and 0.25, the first alone is 0.615 of what is left.
     assert set(draws(300, temperature=1.0, top_k=2, top_p=0.6)) == {1}
