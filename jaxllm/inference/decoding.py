@@ -111,17 +111,20 @@ def prefill(
 def fill(
     slots: Slots,
     cache: Cache,
-    slot: Int[Array, ""],
-    request: Slots,
+    places: Int[Array, " some"],
+    requests: Slots,
     prompts: Cache | None = None,
-    row: Int[Array, ""] | None = None,
+    rows: Int[Array, " some"] | None = None,
 ) -> tuple[Slots, Cache]:
-    """Gives `slot` to a request, whose prompt is `row` of `prompts`, from `prefill`; None: it is
-    one token, which nobody has to have read."""
-    slots = jax.tree.map(lambda all_slots, one: all_slots.at[slot].set(one), slots, request)
-    if prompts is None or row is None:
+    """Gives the slots of `places` to requests, whose prompts are `rows` of `prompts`, from
+    `prefill`; None: they are one token, which nobody has to have read. A place that is no slot is
+    left out."""
+    slots = jax.tree.map(
+        lambda all_slots, some: all_slots.at[places].set(some, mode="drop"), slots, requests
+    )
+    if prompts is None or rows is None:
         return slots, cache
-    return slots, copied(cache, prompts, row, slot, request.position)
+    return slots, copied(cache, prompts, rows, places, requests.position)
 
 
 @jax.jit
@@ -131,7 +134,7 @@ def shrink(slots: Slots, cache: Cache, kept: Int[Array, " kept"]) -> tuple[Slots
     return fewer, jax.tree.map(lambda leaf: jnp.take(leaf, kept, axis=-4), cache)
 
 
-@partial(jax.jit, static_argnames=("model",), donate_argnums=(1, 2))
+@partial(jax.jit, static_argnames=("model", "tempered"), donate_argnums=(1, 2))
 def decode(
     params: Params,
     slots: Slots,
@@ -142,6 +145,7 @@ def decode(
     pairs: Params | None = None,
     *,
     model: TransformerConfig,
+    tempered: bool = False,
 ) -> tuple[Slots, Cache, Burst]:
     """Writes a token in every busy slot, again and again.
 
@@ -153,6 +157,7 @@ def decode(
         until: busy slots down to which to go on.
         pairs: of all adapters (`adapters.joined`).
         model: a causal one.
+        tempered: whether log-probabilities are told at the temperature of each slot.
     """
     params = with_adapters(params, pairs, slots.adapter)
     head = output_head(model, params)
@@ -178,6 +183,9 @@ def decode(
         )
         scores = logits(hidden, head)[:, 0]
         token = _chosen(slots, scores)
+        if tempered and slots.choice.temperature is not None:
+            temperature = slots.choice.temperature
+            scores /= jnp.where(temperature > 0, temperature, 1.0)[:, None]
         log_prob = jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
         log_prob -= jax.nn.logsumexp(scores, axis=-1)
         burst = Burst(

@@ -10,6 +10,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,6 +57,7 @@ class Engine:
         slots: int = 32,
         prompt_is_prefix: bool = False,
         adapters: Mapping[str, Params] | None = None,
+        tempered: bool = False,
     ) -> None:
         """Takes a model into service.
 
@@ -68,6 +70,8 @@ class Engine:
             prompt_is_prefix: see a prompt both ways, as a model trained by `prefix_lm` has learnt.
             adapters: low-rank pairs by the names that requests call them by
                 (`adapters.load_adapters`).
+            tempered: tell log-probabilities at the temperature that tokens are chosen at, where it
+                is not 0, rather than at 1.
 
         Raises:
             UserError: the model sees both ways, and cannot write.
@@ -78,7 +82,7 @@ class Engine:
                 "and cannot continue a text; take the run of a causal model."
             )
         self._tokenizer, self._context, self._prefix = tokenizer, context, prompt_is_prefix
-        self._slots, self._half_empty_steps = slots, 0
+        self._slots, self._half_empty_steps, self._tempered = slots, 0, tempered
         self._model, self._params = _prepared(model, params)
         self._adapters = list(adapters or ())
         self._pairs = _joined_pairs(tuple((adapters or {}).values()), model) if adapters else None
@@ -143,7 +147,7 @@ class Engine:
             slots, cache = self._filled(slots, cache, taken, shards)
             for slot, number, request in taken:
                 busy[slot] = number, Writing(request, self._tokenizer, shown)
-            searched = any(writing.request.sampling.stop for _, writing in busy.values())
+            searched = any(writing.is_searched for _, writing in busy.values())
             slots, cache, written = decode(
                 self._params,
                 slots,
@@ -153,6 +157,7 @@ class Engine:
                 _index(self._until(len(busy), count, shards, bool(queue))),
                 self._pairs,
                 model=self._model,
+                tempered=self._tempered,
             )
             tokens, log_probs, steps = jax.device_get(written)
             for slot, (number, writing) in list(busy.items()):
@@ -230,22 +235,35 @@ class Engine:
     ) -> tuple[Slots, Cache]:
         """The slots given to requests; equal prompts are read once."""
         if not self._prefix and all(len(request.prompt) == 1 for _, _, request in taken):
-            for slot, _, request in taken:  # the first step reads all that there is
-                entry = _entry(request, slots, self._number(request))
-                slots, cache = fill(slots, cache, _index(slot), entry)
-            return slots, cache
+            return self._put(slots, cache, taken)  # the first step reads all that there is
         prompts = list(dict.fromkeys(self._asked(request) for _, _, request in taken))
-        # All at once, or one by one: two sizes of batch, so that few programs are compiled.
-        all_slots = slots.left.shape[0]
-        size = shards if 2 * len(prompts) <= all_slots else all_slots
+        size = _at_once(len(prompts), slots, shards)
         for begin in range(0, len(prompts), size):
             some = prompts[begin : begin + size]
-            read = self._read(some, size)
-            for slot, _, request in taken:
-                if self._asked(request) in some:
-                    row = _index(some.index(self._asked(request)))
-                    entry = _entry(request, slots, self._number(request))
-                    slots, cache = fill(slots, cache, _index(slot), entry, read, row)
+            those = [one for one in taken if self._asked(one[2]) in some]
+            rows = [some.index(self._asked(request)) for _, _, request in those]
+            slots, cache = self._put(slots, cache, those, self._read(some, size), rows)
+        return slots, cache
+
+    def _put(
+        self,
+        slots: Slots,
+        cache: Cache,
+        taken: Sequence[tuple[int, int, Request]],
+        read: Cache | None = None,
+        rows: Sequence[int] = (),
+    ) -> tuple[Slots, Cache]:
+        """The slots with requests, whose prompts are `rows` of what has been read."""
+        size = _at_once(len(taken), slots, 1)
+        for begin in range(0, len(taken), size):
+            some = taken[begin : begin + size]
+            missing = (0,) * (size - len(some))
+            places = [slot for slot, _, _ in some] + [slots.left.shape[0] for _ in missing]
+            entries = [_entry(request, slots, self._number(request)) for _, _, request in some]
+            entries += entries[:1] * len(missing)
+            together = jax.tree.map(lambda *values: _on_device(np.stack(values)), *entries)
+            of_rows = None if read is None else _indices([*rows[begin : begin + size], *missing])
+            slots, cache = fill(slots, cache, _indices(places), together, read, of_rows)
         return slots, cache
 
     def _number(self, request: Request) -> int:
@@ -323,13 +341,13 @@ def _empty_cache(model: TransformerConfig, batch: int, length: int) -> Cache:
 
 
 def _entry(request: Request, slots: Slots, adapter: int) -> Slots:
-    """A request as its slot begins."""
+    """A request as its slot begins, of arrays on the host."""
     sampling, begun = request.sampling, slots.choice
 
-    def number(value: int | float | Sequence[int] | np.ndarray, like: Array) -> Array:
-        return _on_device(np.array(value, like.dtype))
+    def number(value: int | float | Sequence[int] | np.ndarray, like: Array) -> Any:
+        return np.array(value, like.dtype)
 
-    def wanted(value: int | float, like: Array | None) -> Array | None:
+    def wanted(value: int | float, like: Array | None) -> Any:
         return None if like is None else number(value, like)
 
     limits, seen = begun.limits, begun.seen
@@ -357,6 +375,17 @@ def _entry(request: Request, slots: Slots, adapter: int) -> Slots:
 
 def _index(value: int) -> Array:
     return _on_device(np.array(value, np.int32))
+
+
+def _indices(values: Sequence[int]) -> Array:
+    return _on_device(np.array(values, np.int32))
+
+
+def _at_once(count: int, slots: Slots, few: int) -> int:
+    """How many of `count` are gone through at once: as many as there are slots, or a few; two
+    sizes, so that few programs are compiled."""
+    all_slots: int = slots.left.shape[0]
+    return few if 2 * count <= all_slots else all_slots
 
 
 def _on_device(array: np.ndarray) -> Array:

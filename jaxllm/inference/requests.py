@@ -55,6 +55,9 @@ class Request:
     """Tokens that end the text, beside the one that ends a document."""
     adapter: str = ""
     """Which of the engine's adapters writes; empty: none, but the model itself."""
+    pause: str = ""
+    """A regular expression: the text stops where its last signs match it whole, so that someone
+    else may go on; empty: nowhere."""
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -73,4 +76,5 @@ class Completion:
     text: str
     """The new tokens decoded, up to the first stop string."""
     finish: str
-    """`stop`: by a token or string that ends it; `length`: by `max_new_tokens` or the context."""
+    """`stop`: by a token or string that ends it; `length`: by `max_new_tokens` or the context;
+    `pause`: by what the request says of pauses."""

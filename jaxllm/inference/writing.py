@@ -1,5 +1,7 @@
 """A text while it is written: its tokens, where it ends, and what of it can be shown already."""
 
+import re
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -10,6 +12,8 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """What stands for bytes that are not a character yet."""
 _PATIENCE = 16
 """Tokens after which bytes are taken to be none."""
+_LAST_SIGNS = 300
+"""Of a text, that are compared with what makes it pause."""
 
 
 class Writing:
@@ -32,13 +36,19 @@ class Writing:
         """As in `Completion`; empty while the text goes on."""
         self._tokenizer = tokenizer
         # Otherwise nothing but the whole text is of interest, and decoding it at once is faster.
-        self._token_by_token = shown or bool(request.sampling.stop)
+        self._token_by_token = shown or bool(request.sampling.stop or request.pause)
+        self._pause = re.compile(rf"(?:{request.pause})\Z") if request.pause else None
         self._ids: list[int] = []
         self._log_probs: list[float] = []
         self._text = ""
         last = request.prompt[-1:]
         self._before = () if tokenizer.special_ids.issuperset(last) else last
         self._pending: list[int] = []
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether what it says may end it."""
+        return bool(self.request.sampling.stop or self.request.pause)
 
     def extend(
         self, ids: Int[np.ndarray, " steps"], log_probs: Float[np.ndarray, " steps"]
@@ -86,6 +96,8 @@ class Writing:
         places = [self._text.find(stop, searched) for stop in stops]
         if found := [place for place in places if place >= 0]:
             self._text, self.finish = self._text[: min(found)], "stop"
+        elif self._pause and not last and self._pause.search(self._text[-_LAST_SIGNS:]):
+            self.finish = "pause"
 
     def _decoded(self) -> str:
         """The text of the pending tokens behind that of the tokens before them."""

@@ -109,24 +109,27 @@ def slot_positions(
 
 
 def copied(
-    into: Cache, other: Cache, row: Int[Array, ""], slot: Int[Array, ""], length: Int[Array, ""]
+    into: Cache,
+    other: Cache,
+    rows: Int[Array, " some"],
+    slots: Int[Array, " some"],
+    lengths: Int[Array, " some"],
 ) -> Cache:
-    """`into`, with the first `length` positions of a row of `other` in its row `slot`.
+    """`into`, with the first `lengths` positions of `rows` of `other` in its rows `slots`.
 
     Both are of the same model, and may differ in rows and in the positions there is room for;
-    `into` has room for `length`.
+    `into` has room for `lengths`. A slot that `into` does not have is left out.
     """
 
     def leaf(old: Array, new: Array) -> Array:
-        one = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=-4)
-        slots, others = old.shape[-2], new.shape[-2]
-        if others > slots:  # a longer row, or of a window that was read in chunks
-            last = length - 1
-            held = last - (last - jnp.arange(slots)) % slots
-            one = jnp.take(one, held % others, axis=-2)
-        return jax.lax.dynamic_update_slice_in_dim(
-            old, one.astype(old.dtype), slot, axis=old.ndim - 4
-        )
+        some = jnp.take(new, rows, axis=-4)
+        room, others = old.shape[-2], new.shape[-2]
+        if others > room:  # longer rows, or of a window that was read in chunks
+            last = lengths[:, None] - 1
+            held = (last - (last - jnp.arange(room)) % room) % others
+            held = jnp.expand_dims(held, (*range(old.ndim - 4), -3, -1))
+            some = jnp.take_along_axis(some, held, axis=-2)
+        return old.at[..., slots, :, : some.shape[-2], :].set(some.astype(old.dtype), mode="drop")
 
     return jax.tree.map(leaf, into, other)
 
