@@ -18,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -35,6 +36,8 @@ STAGES = {
     "classify": ("jaxllm.stages.classify", "ClassifyConfig"),
     "reward": ("jaxllm.stages.reward", "RewardConfig"),
     "dpo": ("jaxllm.stages.dpo", "DpoConfig"),
+    "grpo": ("jaxllm.stages.grpo", "GrpoConfig"),
+    "ppo": ("jaxllm.stages.ppo", "PpoConfig"),
     "score": ("jaxllm.stages.score", "ScoreConfig"),
     "generate": ("jaxllm.stages.generate", "GenerateConfig"),
     "chat": ("jaxllm.stages.chat", "ChatConfig"),
@@ -43,6 +46,8 @@ STAGES = {
     "export_hf": ("jaxllm.stages.export_hf", "ExportConfig"),
 }
 """Each stage's module, with its `run(config, workdir)`, and the dataclass of its configuration."""
+RECIPE = "recipe"
+"""The stage that runs others, whose configurations it holds."""
 
 _MADE_BY_ONE = ("tokenizer", "prepare")
 """Stages whose work one process does, while the others wait."""
@@ -171,13 +176,29 @@ def run(config: ConfigDict, workdir: Path | None) -> None:
         UserError: the configuration or the data is wrong.
         Preempted: a signal came; what could be saved is saved.
     """
+    if config.get("stage", "") == RECIPE:
+        recipe = importlib.import_module("jaxllm.stages.recipe")
+        recipe.run(config.to_dict(), workdir, _made)
+        return
+    _made("", config)(workdir)
+
+
+def _made(path: str, config: Any) -> Callable[[Path | None], None]:
+    """What runs a stage in a work directory; its configuration, which stands at `path`, is checked.
+
+    Raises:
+        UserError: the configuration is wrong.
+    """
     stage = config.get("stage", "")
     if stage not in STAGES:
-        raise UserError(f"config.stage: {stage!r} is unknown; stages are {', '.join(STAGES)}.")
+        where = f"config.{path}.stage" if path else "config.stage"
+        known = (*STAGES, *(() if path else (RECIPE,)))
+        raise UserError(f"{where}: {stage!r} is unknown; stages are {', '.join(known)}.")
     module_name, config_name = STAGES[stage]
     # Imported here, so that only the stage's own libraries are loaded.
     module = importlib.import_module(module_name)
-    module.run(configuration.from_dict(getattr(module, config_name), config), workdir)
+    made = configuration.from_dict(getattr(module, config_name), config, path)
+    return lambda workdir: module.run(made, workdir)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ FLOORS = [
     {"inference"},
     {"evaluation"},
     {"rewards"},
+    {"rollouts"},
     {"training"},
     {"planning"},
     {"stages"},

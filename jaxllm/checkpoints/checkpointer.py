@@ -236,11 +236,23 @@ class Checkpointer:
         step, items = found
         return step, items["params"], items["progress"]
 
-    def restore_params(self, params: Any) -> tuple[int, Any] | None:
-        """The parameters alone of the newest checkpoint that can be read, or None."""
-        args = _Items(params=ocp.args.StandardRestore(params))
-        found = self._newest_readable(args)
-        return None if found is None else (found[0], found[1]["params"])
+    def restore_params(self, params: Any, branch: str = "") -> tuple[int, Any] | None:
+        """The parameters alone of the newest checkpoint that can be read, or None.
+
+        Args:
+            params: their shapes and layouts.
+            branch: where they stand among others, which are left alone; empty: there are none.
+        """
+        wanted = {branch: params} if branch else params
+        args: Any = ocp.args.StandardRestore(wanted)
+        if branch:
+            layouts = ocp.checkpoint_utils.construct_restore_args(wanted)
+            args = ocp.args.PyTreeRestore(wanted, layouts, partial_restore=True)
+        found = self._newest_readable(_Items(params=args))
+        if found is None:
+            return None
+        restored = found[1]["params"]
+        return found[0], restored[branch] if branch else restored
 
     def _newest_readable(self, args: Any) -> tuple[int, Any] | None:
         steps, broken = self.steps(), []

@@ -174,13 +174,21 @@ def tokenizer_path(path: str | Path) -> Path:
     return Path(path) if is_published(path) else RunDirectory(path).tokenizer
 
 
+def _branch(run: RunDirectory) -> str:
+    """Where the model stands among the parameters of a run that trains more than it; else empty."""
+    config = run.config()
+    return "policy" if config.get("stage") == "ppo" and not config["value"]["shared"] else ""
+
+
 def _newest_params(run: RunDirectory, shapes: Any) -> tuple[int, dict[str, Any]]:
-    """The step and the parameters of the newest readable checkpoint."""
+    """The step and the parameters of the newest readable checkpoint; of a policy that has a value
+    function beside it, its own alone."""
     restored = None
+    branch = _branch(run)
     if run.checkpoints.is_dir():
         checkpointer = Checkpointer(run.checkpoints, keep=1, read_only=True)
         try:
-            restored = checkpointer.restore_params(shapes)
+            restored = checkpointer.restore_params(shapes, branch)
         finally:
             checkpointer.close()
     if restored is None:

@@ -1,4 +1,4 @@
-"""Options of the training data."""
+"""Options of the data: where it comes from, and how it is cut into rows."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ from jaxllm.data.packing import PACKINGS
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where text comes from, what is held out, and how it is cut into rows."""
+class SourcesConfig:
+    """Where records come from, and what is held out."""
 
     train: str = "builtin:pydocs"
     """Sources of training text, `SOURCE[@weight[:epochs]]` separated by commas. A source is a path
@@ -24,21 +24,13 @@ class DataConfig:
     """Share of independent documents held out, by hash, when `eval` is empty."""
     max_bad_fraction: float = 0.01
     """Stop when more than this share of a source's lines is bad; bad ones are set aside."""
-    seq_len: int = 256
-    """Tokens in a row."""
-    packing: str = "concat"
-    """How documents are laid into rows: `concat` (end to end, and cut), `best_fit` (whole, where
-    they fit best), or `none` (each in a row of its own)."""
-    document_mask: bool = True
-    """Keep the documents of a row from attending to each other."""
     parse_special_tokens: bool = True
     """Read each `<s>…</s>` span of a record as a document of its own; turn off for crawled text,
     where such marks are only characters."""
     cleaning: CleaningConfig = CleaningConfig()
     store: str = ""
-    """Folder for tokenised text, to share between runs; empty: inside the work directory."""
-    workers: int = 0
-    """Threads that tokenise; 0: as many as there are cores. The result does not depend on it."""
+    """Folder for what is made of the sources, to share between runs; empty: inside the work
+    directory."""
 
     def __post_init__(self) -> None:
         if not self.train.strip(", "):
@@ -47,12 +39,31 @@ class DataConfig:
             raise ValueError(f"eval_fraction: must be between 0 and 1; was {self.eval_fraction}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction: must be from 0 to 1; was {self.max_bad_fraction}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature: must be positive; was {self.temperature}")
+        if self.max_epochs < 0:
+            raise ValueError(f"max_epochs: must not be negative; was {self.max_epochs}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(SourcesConfig):
+    """Where text comes from, what is held out, and how it is cut into rows."""
+
+    seq_len: int = 256
+    """Tokens in a row."""
+    packing: str = "concat"
+    """How documents are laid into rows: `concat` (end to end, and cut), `best_fit` (whole, where
+    they fit best), or `none` (each in a row of its own)."""
+    document_mask: bool = True
+    """Keep the documents of a row from attending to each other."""
+    workers: int = 0
+    """Threads that tokenise; 0: as many as there are cores. The result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.seq_len < 1:
             raise ValueError(f"seq_len: must be positive; was {self.seq_len}")
         if self.packing not in PACKINGS:
             raise ValueError(f"packing: must be one of {', '.join(PACKINGS)}; was {self.packing!r}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: must be positive; was {self.temperature}")
-        for name in ("max_epochs", "workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: must not be negative; was {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"workers: must not be negative; was {self.workers}")

@@ -7,6 +7,7 @@ A conversation becomes one line of JSON, as a text becomes a document: `{"messag
 import dataclasses
 import hashlib
 import json
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,13 @@ CONVERSATIONS_VERSION = 1
 """Changes when the same record may become another conversation."""
 
 _DEEPEST = 100  # lists and objects within each other: what reads them further on is recursive
-_FORMS = "`instruction` and `output`, `prompt` and `response`, `messages`, or `text`"
+_FORMS = (
+    "`instruction` and `output`, `prompt` and `response`, `question` and `answer`, `messages`, or "
+    "`text`"
+)
+REASONING = ("gsm8k", "think", "leave_out")
+"""How an answer is written that has its reasoning before it."""
+_FINAL = "####"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +37,17 @@ class ConversationReader:
 
     joint: str = ""
     """What stands between an instruction and its input."""
+    reasoning: str = "gsm8k"
+    """Of records of `question` and `answer`, with `reasoning` between them or in the answer, which
+    then ends `#### n`: `gsm8k` (the reasoning, and in a line of its own `#### n`), `think`
+    (`<think>`, the reasoning, `</think>`, the answer), or `leave_out` (the answer alone). The
+    latter two are so of records that have a response as well."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """See `documents.Reader`."""
-        return (f"conversations {CONVERSATIONS_VERSION}", self.joint)
+        own = () if self.reasoning == "gsm8k" else (self.reasoning,)
+        return (f"conversations {CONVERSATIONS_VERSION}", self.joint, *own)
 
     def __call__(self, record: Record, marked: bool, clean: Cleaner) -> list[Passage]:
         """The conversation of a record; of a `text`, its documents.
@@ -57,15 +70,40 @@ class ConversationReader:
 
     def _messages(self, fields: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """The messages as they were written; None of a record that holds a text alone."""
+        if "question" in fields and self.reasoning != "gsm8k":
+            return self._reasoned(fields)
         if "messages" in fields:
             return listed_messages(fields["messages"])
         if "instruction" in fields and "output" in fields:
             return _exchange(instruction(fields, self.joint), text_field(fields, "output"))
         if "prompt" in fields and "response" in fields:
             return _exchange(text_field(fields, "prompt"), text_field(fields, "response"))
+        # A question with choices is one of a test.
+        if "question" in fields and "answer" in fields and "choices" not in fields:
+            return self._reasoned(fields)
         if "text" in fields:
             return None
         raise ValueError(f"no {_FORMS} (it has {', '.join(map(str, fields)) or 'no field'})")
+
+    def _reasoned(self, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """A question and its answer, with the reasoning as it is asked for."""
+        asked, answer = text_field(fields, "question"), _text_or_number(fields, "answer")
+        reasoning = text_field(fields, "reasoning", "").strip()
+        before, marked, final = answer.rpartition(_FINAL)
+        if marked and not reasoning:
+            reasoning, answer = before.strip(), final.strip()
+        if not reasoning or self.reasoning == "leave_out":
+            return _exchange(asked, answer)
+        if self.reasoning == "think":
+            return _exchange(asked, f"<think>{reasoning}</think>{answer}")
+        return _exchange(asked, f"{reasoning}\n{_FINAL} {answer}")
+
+
+def _text_or_number(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return str(value)
+    return text_field(fields, name)
 
 
 def instruction(fields: Mapping[str, Any], joint: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from jaxllm.data.config import DataConfig
+from jaxllm.data.config import DataConfig, SourcesConfig
 from jaxllm.data.documents import Reader, TextReader
 from jaxllm.data.mixture import Entry, parse_entries
 from jaxllm.data.selection import (
@@ -197,7 +197,7 @@ def _check_held_out(store: TokenStore) -> None:
         )
 
 
-def stores_folder(data: DataConfig, work_dir: Path) -> Path:
+def stores_folder(data: SourcesConfig, work_dir: Path) -> Path:
     """Where token stores lie."""
     return Path(data.store) if data.store else work_dir / "store"
 

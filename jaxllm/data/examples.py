@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxllm.data.conversations import ConversationReader
+from jaxllm.data.conversations import REASONING, ConversationReader
 from jaxllm.data.selection import SplitDocuments
 from jaxllm.data.store import Encoded
 from jaxllm.errors import UserError
@@ -52,7 +52,16 @@ class ExamplesConfig:
     """Of `bos_separated`: tokens of an answer; a longer one loses its end, and has no `eos`.
     0: only the row limits it."""
 
+    reasoning: str = "gsm8k"
+    """How an answer to a `question` is written that has its reasoning before it: `gsm8k` (then
+    `#### n`), `think` (between `<think>` and `</think>`, then the answer), or `leave_out` (the
+    answer alone)."""
+
     def __post_init__(self) -> None:
+        if self.reasoning not in REASONING:
+            raise ValueError(
+                f"reasoning: must be one of {', '.join(REASONING)}; was {self.reasoning!r}"
+            )
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout: must be one of {', '.join(LAYOUTS)}; was {self.layout!r}")
         for name in ("max_prompt", "max_answer"):
@@ -69,7 +78,8 @@ class ExamplesConfig:
     @property
     def reader(self) -> ConversationReader:
         """Reads records for this layout."""
-        return ConversationReader("" if self.layout == "bos_separated" else "\n")
+        joint = "" if self.layout == "bos_separated" else "\n"
+        return ConversationReader(joint, self.reasoning)
 
     def encoder(
         self, tokenizer: Tokenizer, seq_len: int, split: SplitDocuments | None = None

@@ -173,10 +173,10 @@ def read_asked(fields: Mapping[str, Any], joint: str) -> list[dict[str, Any]]:
         return messages
     if "instruction" in fields:
         text = instruction(fields, joint)
-    elif "prompt" in fields:
-        text = text_field(fields, "prompt")
+    elif "prompt" in fields or "question" in fields:
+        text = text_field(fields, "prompt" if "prompt" in fields else "question")
     else:
-        raise ValueError(f"no `prompt`, `messages`, or `instruction`{_had(fields)}")
+        raise ValueError(f"no `prompt`, `question`, `messages`, or `instruction`{_had(fields)}")
     return [{"role": "user", "content": text}]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt32
 
 from jaxllm.data.cleaning import CLEANING_VERSION, Cleaner, CleaningConfig
-from jaxllm.data.config import DataConfig
+from jaxllm.data.config import SourcesConfig
 from jaxllm.data.documents import (
     Document,
     Reader,
@@ -116,7 +116,7 @@ def train_store(source: int) -> str:
 
 
 def split_documents(
-    data: DataConfig,
+    data: SourcesConfig,
     stores: Path,
     work_dir: Path,
     report: Report,
@@ -141,7 +141,7 @@ def split_documents(
 
 
 def held_out_documents(
-    data: DataConfig,
+    data: SourcesConfig,
     stores: Path,
     work_dir: Path,
     report: Report,
@@ -157,7 +157,7 @@ def held_out_documents(
 
 
 def _selected(
-    data: DataConfig,
+    data: SourcesConfig,
     train: list[Source],
     evaluation: list[Source],
     options: list[Any],
@@ -231,7 +231,9 @@ def _selected(
 class _Reading:
     """Reads sources for the first time, and keeps size and digest of each document."""
 
-    def __init__(self, data: DataConfig, rejected: RejectedLines, meter: "Meter", reader: Reader):
+    def __init__(
+        self, data: SourcesConfig, rejected: RejectedLines, meter: "Meter", reader: Reader
+    ):
         self.cleaner = Cleaner(data.cleaning)
         self.sizes = array.array("q")
         self.digests = array.array("L")

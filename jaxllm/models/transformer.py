@@ -59,9 +59,10 @@ _MATRIX_RULES = (
     (r"head/kernel", PartitionSpec("fsdp", None)),
     (r"head/bias", PartitionSpec()),
 )
-# Those of a reference, which an objective may hold beside the model, lie as the model's do.
+# Those of other models, which an objective may hold beside it, lie as the model's do.
 SHARDING_RULES = [
-    (f"(?:reference/)?{pattern}", spec) for pattern, spec in with_pairs(_MATRIX_RULES)
+    (f"(?:(?:policy|value|reference)/)?{pattern}", spec)
+    for pattern, spec in with_pairs(_MATRIX_RULES)
 ]
 
 

@@ -15,13 +15,18 @@ from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, UInt32
 
 from jaxllm import trees
 from jaxllm.models.config import TransformerConfig
 from jaxllm.objectives.dpo import TERM, DpoLossConfig
 from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, RowKeys, Sums
-from jaxllm.objectives.responses import at_ends, response_log_probs, response_sums
+from jaxllm.objectives.responses import (
+    at_ends,
+    at_tokens,
+    response_log_probs,
+    response_sums,
+)
 from jaxllm.objectives.router import router_coefficients, router_sums, router_weights
 from jaxllm.sharding.mesh import in_micro_batches
 
@@ -160,7 +165,7 @@ def mismatched(batch: Batch) -> Batch:
     answers = _before(batch["loss_weights"] > 0, False) & (_before(segments, 0) == segments)
     moved = jnp.where(answers, (segments - 2) % jnp.maximum(count, 1) + 1, segments)
     prompts = _prompt_hashes(batch, answers)
-    apart = _at_segment(prompts, segments) != _at_segment(prompts, moved)
+    apart = at_tokens(prompts, segments) != at_tokens(prompts, moved)
     # What is padding stays at the end.
     order = jnp.argsort(jnp.where(segments == 0, 4 * index.shape[1], 2 * moved + answers), axis=1)
     tokens, segments, learnt = (
@@ -185,12 +190,6 @@ def _prompt_hashes(
     tokens, positions = (batch[name].astype(jnp.uint32) for name in ("tokens", "positions"))
     values = (tokens + 1) * jnp.power(jnp.uint32(2_654_435_761), positions)  # modulo 2³²
     return response_sums(jnp.where(answers, jnp.uint32(0), values), batch)
-
-
-def _at_segment(
-    values: Shaped[Array, "batch responses"], segments: Int[Array, "batch seq"]
-) -> Shaped[Array, "batch seq"]:
-    return jnp.take_along_axis(values, jnp.maximum(segments - 1, 0), axis=1)
 
 
 def _before(x: Array, fill: int | bool) -> Array:

@@ -12,11 +12,20 @@ RowKeys = Key[Array, " batch"] | None
 Metrics = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 Complete = Callable[[Params, Params, Batch], Batch]
 """`complete(params, frozen, batch) -> batch`, with arrays that the parameters decide."""
+Memory = Mapping[str, Any]
+"""What an algorithm keeps from step to step, in `TrainState.extra`."""
+Remember = Callable[[Memory, Mapping[str, Float[Array, ""]]], Memory]
+"""`remember(memory, metrics) -> memory`, after a step, of the means that it measured."""
 
 
 def _as_it_is(params: Params, frozen: Params, batch: Batch) -> Batch:
     del params, frozen
     return batch
+
+
+def _as_it_was(memory: Memory, metrics: Mapping[str, Float[Array, ""]]) -> Memory:
+    del metrics
+    return memory
 
 
 class Objective(NamedTuple):
@@ -42,3 +51,5 @@ class Objective(NamedTuple):
     complete: Complete = _as_it_is
     """What couples the rows of a batch and depends on the parameters: called with each global
     batch before its step. It is not differentiated."""
+    remember: Remember = _as_it_was
+    """What a step changes of the algorithm's memory; a part of the step."""

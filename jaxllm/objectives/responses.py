@@ -4,6 +4,7 @@ A row holds whole rankings: its segments are responses, each behind its prompt, 
 same prompt stand beside each other (`data/rankings.py`). So nothing couples rows.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.transformer import Output, Transformer, output_head
 from jaxllm.objectives.objective import Batch, Params
-from jaxllm.ops.vocabulary import token_log_probs
+from jaxllm.ops.vocabulary import TokenLogProbs, token_log_probs
 
 
 class Pairs(NamedTuple):
@@ -87,6 +88,15 @@ def response_log_probs(
     model: TransformerConfig, params: Params, batch: Batch
 ) -> tuple[Float[Array, "batch responses"], Output]:
     """log π(y | x) of each response of a row, in order, and the forward pass it was read of."""
+    scores, output = learnt_log_probs(model, params, batch)
+    return response_sums(batch["loss_weights"] * scores.log_prob, batch), output
+
+
+def learnt_log_probs(
+    model: TransformerConfig, params: Params, batch: Batch, temperature: float = 1.0
+) -> tuple[TokenLogProbs, Output]:
+    """log π of the tokens that are learnt, elsewhere anything finite, and the forward pass it was
+    read of; `temperature` divides the logits."""
     output = Transformer(model).apply(
         {"params": params},
         batch["tokens"],
@@ -94,13 +104,16 @@ def response_log_probs(
         batch["segment_ids"],
     )
     assert isinstance(output, Output)
-    scores = token_log_probs(
-        output.hidden,
-        output_head(model, params),
-        batch["targets"],
-        needed=batch["loss_weights"] > 0,
-    )
-    return response_sums(batch["loss_weights"] * scores.log_prob, batch), output
+    head = dataclasses.replace(output_head(model, params), temperature=temperature)
+    needed = batch["loss_weights"] > 0
+    return token_log_probs(output.hidden, head, batch["targets"], needed=needed), output
+
+
+def at_tokens(
+    values: Shaped[Array, "batch responses"], segment_ids: Int[Array, "batch seq"]
+) -> Shaped[Array, "batch seq"]:
+    """At each token what its response has; at padding anything."""
+    return jnp.take_along_axis(values, jnp.maximum(segment_ids - 1, 0), axis=1)
 
 
 def at_ends(values: Shaped[Array, "batch seq"], batch: Batch) -> Shaped[Array, "batch responses"]:

@@ -35,6 +35,8 @@ class OutputHead:
     """Logits x become c·tanh(x/c) for this c (Bello et al. 2016, as in Gemma 2); 0: never."""
     reduction_dtype: str = "float32"
     """In which the gradient of the matrix is summed."""
+    temperature: float = 1.0
+    """Divides the logits."""
 
 
 class TokenLogProbs(NamedTuple):
@@ -57,6 +59,8 @@ def logits(
     result = product(hidden, head.matrix, "float32", head.reduction_dtype)
     if head.soft_cap:
         result = head.soft_cap * jnp.tanh(result / head.soft_cap)
+    if head.temperature != 1:
+        result /= head.temperature
     return constrain(result, BATCH_AXES, None, "tensor")
 
 

@@ -31,6 +31,7 @@ CATEGORIES = (
     "compile",
     "step",
     "data_wait",
+    "rollout",
     "evaluation",
     "checkpoint",
 )

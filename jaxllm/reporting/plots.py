@@ -66,11 +66,14 @@ class Series:
 def training_charts(metrics: Sequence[dict[str, Number]]) -> list[Chart]:
     """The charts for which `metrics` (lines of `metrics.jsonl`) hold at least two points.
 
-    Loss, learning rate, gradient norm and throughput come first; then every other name that
-    changes over the run, under its own name, but those of single sources of text, whose number
-    has no limit: a table has them.
+    Reward of what a policy writes, loss, learning rate, gradient norm and throughput come first;
+    then every other name that changes over the run, under its own name, but those of single sources
+    of text, whose number has no limit: a table has them.
     """
-    drawn = [_loss_chart(metrics)]
+    drawn = [
+        _held_out_chart(metrics, "rollout/reward", "eval/reward", "Reward"),
+        _held_out_chart(metrics, "train/loss", "eval/loss", "Loss, nats"),
+    ]
     first = (
         ("train/learning_rate", "Learning rate", _plain_numbers()),
         ("train/grad_norm", "Gradient norm", _plain_numbers()),
@@ -80,7 +83,8 @@ def training_charts(metrics: Sequence[dict[str, Number]]) -> list[Chart]:
         _line_chart(metrics, name, title, formatter, smooth=name == "train/grad_norm")
         for name, title, formatter in first
     ]
-    shown = {"step", "time", "train/loss", "eval/loss", *(name for name, _, _ in first)}
+    shown = {"step", "time", *(name for name, _, _ in first)}
+    shown |= {"train/loss", "eval/loss", "rollout/reward", "eval/reward"}
     for name in sorted({name for record in metrics for name in record} - shown):
         if name.startswith("data/source/"):
             continue
@@ -156,8 +160,10 @@ def smoothed(values: Float64[np.ndarray, "points"]) -> Float64[np.ndarray, "poin
     return (sums[stop] - sums[start]) / (stop - start)
 
 
-def _loss_chart(metrics: Sequence[dict[str, Number]]) -> Chart | None:
-    train, held_out = series(metrics, "train/loss"), series(metrics, "eval/loss")
+def _held_out_chart(
+    metrics: Sequence[dict[str, Number]], in_training: str, held_out_name: str, title: str
+) -> Chart | None:
+    train, held_out = series(metrics, in_training), series(metrics, held_out_name)
     if len(train.values) < 2:
         return None
     figure, axes = _figure()
@@ -172,7 +178,7 @@ def _loss_chart(metrics: Sequence[dict[str, Number]]) -> Chart | None:
             label="held out",
         )
     axes.legend(frameon=False, labelcolor=CSS_COLORS["--ink-soft"], loc="upper right")
-    return _chart(figure, "Loss, nats")
+    return _chart(figure, title)
 
 
 def _line_chart(

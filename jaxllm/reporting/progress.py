@@ -146,10 +146,16 @@ class ProgressLine:
 
 
 def training_fields(
-    loss: Number, learning_rate: Number, tokens_per_second: Number, mfu: Number | None = None
+    loss: Number,
+    learning_rate: Number,
+    tokens_per_second: Number,
+    mfu: Number | None = None,
+    reward: Number | None = None,
 ) -> dict[str, str | Number]:
-    """The fields of a training step; `mfu` is a fraction, and left out where no peak is known."""
-    fields: dict[str, str | Number] = {
+    """The fields of a training step; `mfu` is a fraction, and left out where no peak is known,
+    `reward` that of what a policy writes."""
+    fields: dict[str, str | Number] = {} if reward is None else {"reward": f"{reward:.3f}"}
+    fields |= {
         "loss": f"{loss:.3f}",
         "lr": f"{learning_rate:.1e}",
         "tok/s": tokens_per_second,

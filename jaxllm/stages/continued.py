@@ -125,7 +125,7 @@ def with_pairs(config: ModelTrainingFields, shapes: dict[str, Any]) -> dict[str,
     """
     if not config.lora.rank:
         return shapes
-    for path, _ in trees.leaves_with_paths(trees.divide(shapes, config.trained)[0]):
+    for path, _ in trees.leaves_with_paths(trees.divide(shapes, config.trained_of_model)[0]):
         if is_held(path, config.lora.base):
             raise UserError(
                 f"config.lora.base: {path} is to be trained (config.train.trainable), and cannot "

@@ -1,26 +1,14 @@
 """The `dpo` stage: a tuned model and preferences in, a model that answers as is preferred out."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxllm import trees
-from jaxllm.checkpoints.base import (
-    REFERENCE,
-    base_path,
-    check_base,
-    parameter_checksums,
-    record_base,
-    recorded_checksums,
-)
-from jaxllm.checkpoints.load import load_model
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import DataConfig
 from jaxllm.data.packing import PartValues
@@ -29,25 +17,30 @@ from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
 from jaxllm.evaluation.loss import LossEvaluator
 from jaxllm.inference.reference import Reference
-from jaxllm.models.config import TransformerConfig, bare
+from jaxllm.models.config import TransformerConfig
 from jaxllm.models.families import architecture
-from jaxllm.models.lora import PAIRS
 from jaxllm.models.quantised import rounded
 from jaxllm.objectives.dpo import DpoLossConfig, dpo
 from jaxllm.objectives.kto import ReferencePoint, kto
 from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.sharding.mesh import batch_sharding
-from jaxllm.sharding.processes import from_main, is_main
+from jaxllm.sharding.processes import is_main
 from jaxllm.stages.answer_samples import AnsweringConfig, answer_samples
 from jaxllm.stages.continued import check_init, check_writer, model_to_continue
 from jaxllm.stages.held_out import HeldOut
+from jaxllm.stages.reference import (
+    NOT_THE_REFERENCE,
+    REFERENCE_TREE,
+    Origin,
+    beside,
+    policy_of,
+    with_reference,
+    without_pairs,
+)
 from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
 from jaxllm.tokenizers.chat_template import Message
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import load_tokenizer
-
-_REFERENCE = "reference"
-"""Where the reference's parameters stand, if they are held beside the policy's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +110,11 @@ class DpoConfig(AnsweringConfig):
 
     @property
     def trained(self) -> str:
-        return f"(?!{_REFERENCE}/)(?:{super().trained})"
+        return f"{NOT_THE_REFERENCE}(?:{super().trained})"
 
     @property
     def kept(self) -> str:
-        return f"(?!{_REFERENCE}/)(?:{super().kept})"  # it can be had from `init` again
+        return f"{NOT_THE_REFERENCE}(?:{super().kept})"  # it can be had from `init` again
 
 
 def run(config: DpoConfig, workdir: Path | None) -> None:
@@ -155,10 +148,12 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
     corpus.tokenizer.chat_template = template.source
     stores = (*corpus.train, corpus.eval)
     model = architecture(config.model, corpus.tokenizer.vocab_size)
-    origin = _Origin(run)
+    origin = Origin(run, run.config.init)
     part_values = _stored_reference(run, stores, model, origin)
     rows = run.rows(config.data, corpus, lambda store: part_values[store.path])
-    reference = _live_reference(config)
+    reference = None
+    if config.dpo.asks_in_steps:
+        reference = without_pairs if config.lora.rank else beside
     point: ReferencePoint | None = None
     if config.dpo.unpaired:
         assert reference is not None
@@ -175,7 +170,7 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
         corpus.eval,
         run.mesh,
         _measure(objective, config.dpo, point),
-        lambda step, params: write_samples(step, _policy(params)),
+        lambda step, params: write_samples(step, policy_of(params)),
         part_values[corpus.eval.path],
     )
     run.begin(corpus, rows)
@@ -188,8 +183,8 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
         model,
         objective,
         evaluation,
-        initial_params=(lambda: _with_reference(origin.params)) if held else None,
-        param_shapes={**shapes, _REFERENCE: shapes} if held else None,
+        initial_params=(lambda: with_reference(origin.params)) if held else None,
+        param_shapes={**shapes, REFERENCE_TREE: shapes} if held else None,
     )
     if not is_main():
         return {}
@@ -220,48 +215,11 @@ def _check_both_kinds(stores: Sequence[TokenStore]) -> None:
         )
 
 
-class _Origin:
-    """The model that a run begins from and is held to: the same one in each life of the run."""
-
-    def __init__(self, run: TrainingRun[DpoConfig]) -> None:
-        self._run = run
-        self.known = from_main((run.directory.path / REFERENCE.file).exists)
-
-    @functools.cached_property
-    def checksums(self) -> dict[str, int]:
-        """Of its parameters."""
-        if self.known:
-            return recorded_checksums(self._run.directory, REFERENCE)
-        return parameter_checksums(self.params)
-
-    @functools.cached_property
-    def params(self) -> dict[str, Any]:
-        """Its parameters, as the policy stands on them.
-
-        Raises:
-            UserError: they are not those that the run began with.
-        """
-        run, directory = self._run, self._run.directory
-        init = str(base_path(directory, REFERENCE)) if self.known else run.config.init
-        params = load_model(init, run.mesh, bare(run.config.model)).params
-        if self.known:
-            check_base(directory, init, parameter_checksums(params), REFERENCE)
-        return params
-
-    def record(self) -> None:
-        """Writes which it is, in the first life."""
-        if not self.known:
-            checksums = self.checksums
-            if is_main():
-                directory = self._run.directory
-                record_base(directory, self._run.config.init, checksums, REFERENCE)
-
-
 def _stored_reference(
     run: TrainingRun[DpoConfig],
     stores: Sequence[TokenStore],
     model: TransformerConfig,
-    origin: _Origin,
+    origin: Origin,
 ) -> dict[Path, Mapping[str, Sequence[PartValues]]]:
     """What rows of each store tell of the reference; nothing where it is not asked before."""
     config, data = run.config, run.config.data
@@ -282,24 +240,6 @@ def _stored_reference(
             store.path: reference.of_store(store, data.packing, data.seq_len, rows, run.phases)
             for store in stores
         }
-
-
-def _live_reference(config: DpoConfig) -> Callable[[Params], Params] | None:
-    """The parameters of the reference, of all that the objective is given."""
-    if not config.dpo.asks_in_steps:
-        return None
-    if config.lora.rank:
-        return lambda params: trees.divide(params, PAIRS)[1]
-    return lambda params: params[_REFERENCE]
-
-
-def _with_reference(params: dict[str, Any]) -> dict[str, Any]:
-    """The policy's parameters with a copy of them: what is trained is donated."""
-    return {**params, _REFERENCE: jax.tree.map(jnp.copy, params)}
-
-
-def _policy(params: Params) -> Params:
-    return {name: leaf for name, leaf in params.items() if name != _REFERENCE}
 
 
 def _measure(

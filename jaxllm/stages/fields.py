@@ -17,11 +17,9 @@ from jaxllm.training.recorder import LogConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingFields:
-    """What to write, and how the next token is chosen."""
+class WritingFields:
+    """How the next token is chosen, and when a text ends."""
 
-    prompt: str = ""
-    """Text to continue; empty: the beginning of a document."""
     max_new_tokens: int = 128
     """Tokens to write at most."""
     temperature: float = 1.0
@@ -40,10 +38,6 @@ class SamplingFields:
 
     def __post_init__(self) -> None:
         self.sampling()
-        try:
-            self.prompt.encode()
-        except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
-            raise ValueError("prompt: is not Unicode text") from None
 
     def sampling(self) -> Sampling:
         """These fields as the engine takes them.
@@ -61,6 +55,21 @@ class SamplingFields:
             self.repetition_penalty,
             tuple(filter(None, stop)),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingFields(WritingFields):
+    """What to write, and how the next token is chosen."""
+
+    prompt: str = ""
+    """Text to continue; empty: the beginning of a document."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            self.prompt.encode()
+        except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
+            raise ValueError("prompt: is not Unicode text") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +153,11 @@ class ModelTrainingFields(TrainingFields):
     @property
     def trained(self) -> str:
         return trained_pattern(self._trainable, self.lora)
+
+    @property
+    def trained_of_model(self) -> str:
+        """`trained`, of the paths within the model that `init` is, where that is one of several."""
+        return self.trained
 
     @property
     def kept(self) -> str:

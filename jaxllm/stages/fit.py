@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import optax
@@ -23,7 +24,7 @@ from jaxllm.stages.fields import TrainingFields
 from jaxllm.stages.trained import print_trained, trained_scores
 from jaxllm.training.diagnose import first_non_finite
 from jaxllm.training.learning_rates import check_factors, layer_factors, parse_factors
-from jaxllm.training.loop import Run, Source, checkpoint_items, state_of, train
+from jaxllm.training.loop import Prepare, Run, Source, checkpoint_items, state_of, train
 from jaxllm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxllm.training.recorder import Recorder
 from jaxllm.training.state import TrainState
@@ -62,12 +63,21 @@ def check_patterns(config: TrainingFields, param_shapes: Params) -> None:
     Raises:
         UserError: one does not.
     """
-    try:
-        trainable, _ = trees.split(param_shapes, config.trained)
-    except UserError as error:
-        told = str(error).replace(repr(config.trained), repr(config.train.trainable))
-        raise UserError(f"config.train.trainable: {told}") from None
+    trainable = check_trained(config, param_shapes, config.trained)
     check_factors(parse_factors(config.optimizer.learning_rates), trainable)
+
+
+def check_trained(config: TrainingFields, param_shapes: Params, pattern: str) -> Params:
+    """The parameters that `pattern` matches, which comes of `train.trainable`.
+
+    Raises:
+        UserError: there are none.
+    """
+    try:
+        return trees.split(param_shapes, pattern)[0]
+    except UserError as error:
+        told = str(error).replace(repr(pattern), repr(config.train.trainable))
+        raise UserError(f"config.train.trainable: {told}") from None
 
 
 def is_finished(config: TrainingFields, run: RunDirectory) -> bool:
@@ -91,6 +101,8 @@ def fit(
     ledger: Ledger,
     flops_per_token: float,
     source_scalars: Callable[[int], Mapping[str, float]] = lambda step: {},
+    prepare: Prepare = lambda step, params, extra: extra,
+    extra: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[TrainState, Params, dict[str, float]]:
     """Trains to the end, from the newest checkpoint of the run if it has one.
 
@@ -108,6 +120,8 @@ def fit(
         ledger: where the time goes; afterwards what is in no block counts as evaluation.
         flops_per_token: for MFU.
         source_scalars: what the source has to tell at a log point after so many steps.
+        prepare: what the algorithm remembers before each step.
+        extra: shapes of that, with shardings.
 
     Returns:
         The last state, the parameters that were not trained, and what the loop measured.
@@ -117,7 +131,7 @@ def fit(
     trainable_shapes, frozen_shapes = trees.split(shapes, config.trained)
     kept_shapes, base_shapes = trees.divide(frozen_shapes, config.kept)
     averaged = config.train.ema > 0
-    state_layout = state_shapes(trainable_shapes, optimizer, rules, mesh, averaged)
+    state_layout = state_shapes(trainable_shapes, optimizer, rules, mesh, averaged, extra)
     if is_main():
         print_trained(param_shapes, config.trained, state_layout.opt_state)
     peak = config.log.peak_tflops * 1e12 or peak_flops(mesh.devices.flat[0].device_kind)
@@ -160,6 +174,7 @@ def fit(
             flops_per_token=flops_per_token,
             peak_flops=peak * mesh.size if peak else None,
             source_scalars=source_scalars,
+            prepare=prepare,
         )
         state, measured = train(loop, state)
         ledger.otherwise("evaluation")

@@ -5,7 +5,8 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -34,7 +35,7 @@ from jaxllm.models.head import init_head
 from jaxllm.models.lora import init_pairs
 from jaxllm.models.quantised import held, rounded
 from jaxllm.models.transformer import SHARDING_RULES, param_shapes
-from jaxllm.objectives.objective import Objective
+from jaxllm.objectives.objective import Objective, Params
 from jaxllm.planning.flops import model_training_flops_per_token
 from jaxllm.reporting.goodput import Ledger
 from jaxllm.reporting.phases import Phases
@@ -49,11 +50,37 @@ from jaxllm.stages.fields import ModelTrainingFields
 from jaxllm.stages.fit import check_batch, fit, is_finished
 from jaxllm.stages.held_out import HeldOut
 from jaxllm.tokenizers.config import TokenizerConfig
+from jaxllm.tokenizers.tokenizer import Tokenizer
+from jaxllm.training.loop import Prepare, Source
+from jaxllm.training.state import TrainState
 
 _PATIENCE_SECONDS = 60.0
 """How long a run waits for another one in its directory, which may just be ending."""
 
 C = TypeVar("C", bound=ModelTrainingFields)
+
+
+@runtime_checkable
+class Evaluation(Protocol):
+    """What is measured of a state, now and at the end; `HeldOut` is one."""
+
+    def __call__(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]: ...
+
+    def final_scores(self, state: TrainState, frozen: Params) -> dict[str, float]: ...
+
+
+class Stream(NamedTuple):
+    """Where the batches of a run come from."""
+
+    source: Source
+    seq_len: int
+    """Tokens of a row."""
+    scalars: Callable[[int], Mapping[str, float]]
+    """What there is to tell at a log point after so many steps."""
+    prepare: Prepare = lambda step, params, extra: extra
+    """What the algorithm remembers before each step,"""
+    extra: Mapping[str, Any] = MappingProxyType({})
+    """and shapes of that, with shardings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +120,16 @@ class TrainingRun(Generic[C]):
     def begin(self, corpus: Corpus, rows: TrainingRows) -> None:
         """Records the run, once its data and all that it was given are found good, and keeps its
         tokenizer with it."""
+        self.record(corpus.tokenizer, corpus.fingerprints)
+        print_mixture(rows, self.drawn)
+
+    def record(self, tokenizer: Tokenizer, fingerprints: dict[str, str]) -> None:
+        """As `begin`, of data that is no corpus."""
         if is_main():
             if self.tokenizer.path and not self.begun_with:  # a trained one is there already
-                corpus.tokenizer.save(self.directory.tokenizer)
-            self.directory.begin(dataclasses.asdict(self.config), corpus.fingerprints)
+                tokenizer.save(self.directory.tokenizer)
+            self.directory.begin(dataclasses.asdict(self.config), fingerprints)
             self.ledger.keep(self.directory.goodput)
-        print_mixture(rows, self.drawn)
 
     def param_shapes(self, model: TransformerConfig) -> dict[str, Any]:
         """The parameters of the model, with the pairs beside them, if there are any.
@@ -187,35 +218,59 @@ class TrainingRun(Generic[C]):
         Returns:
             The final scores, and what was measured on the way.
         """
+        batch_size = self.config.batch_size
+        source = BatchSource(rows.mixture, batch_size, batch_sharding(self.mesh))
+        with contextlib.closing(source):
+            return self.learn(
+                Stream(
+                    source, rows.sources[0].seq_len, lambda step: rows.scalars(step * batch_size)
+                ),
+                model,
+                objective,
+                evaluation,
+                initial_params=initial_params,
+                predicted=predicted,
+                param_shapes=param_shapes,
+            )
+
+    def learn(
+        self,
+        stream: Stream,
+        model: TransformerConfig,
+        objective: Objective,
+        evaluation: Evaluation,
+        *,
+        initial_params: Callable[[], dict[str, Any]] | None = None,
+        predicted: float = 1.0,
+        param_shapes: Mapping[str, Any] | None = None,
+    ) -> dict[str, float]:
+        """As `train`, from any source of batches."""
         config, shapes = self.config, param_shapes or self.param_shapes(model)
-        seq_len = rows.sources[0].seq_len
         trained, _ = trees.split(shapes, config.trained)
         paths = {path for path, _ in trees.leaves_with_paths(trained)}
         with jax.set_mesh(self.mesh):
-            source = BatchSource(rows.mixture, config.batch_size, batch_sharding(self.mesh))
-            try:
-                state, frozen, measured = fit(
-                    config,
-                    self.directory,
-                    self.mesh,
-                    objective=objective,
-                    initial_params=initial_params or (lambda: self.loaded_params(model)),
-                    param_shapes=shapes,
-                    rules=SHARDING_RULES,
-                    source=source,
-                    evaluate=evaluation,
-                    ledger=self.ledger,
-                    flops_per_token=model_training_flops_per_token(
-                        model, seq_len, predicted, paths
-                    ),
-                    source_scalars=lambda step: rows.scalars(step * config.batch_size),
-                )
-            finally:
-                source.close()
+            state, frozen, measured = fit(
+                config,
+                self.directory,
+                self.mesh,
+                objective=objective,
+                initial_params=initial_params or (lambda: self.loaded_params(model)),
+                param_shapes=shapes,
+                rules=SHARDING_RULES,
+                source=stream.source,
+                evaluate=evaluation,
+                ledger=self.ledger,
+                flops_per_token=model_training_flops_per_token(
+                    model, stream.seq_len, predicted, paths
+                ),
+                source_scalars=stream.scalars,
+                prepare=stream.prepare,
+                extra=stream.extra,
+            )
             final = evaluation.final_scores(state, frozen)
         counted = {
             "model/parameters": float(trees.size(self.param_shapes(model))),
-            "train/tokens": float(self.drawn * seq_len),
+            "train/tokens": float(self.drawn * stream.seq_len),
             "train/skipped": float(state.skipped),
         }
         return final | measured | counted

@@ -61,10 +61,17 @@ def layer_factors(decay: float, params: trees.Tree) -> LayerFactors:
 
     Args:
         decay: in (0, 1].
-        params: all parameters of the model, those that are not trained too.
+        params: all parameters of the model, those that are not trained too; or of several models
+            by their names, each of which has its own factors.
     """
     if decay == 1:
         return {}
+    if not any(name.startswith("stack_") for name in params):
+        return {
+            f"{name}/{path}": factor
+            for name, model in params.items()
+            for path, factor in layer_factors(decay, model).items()
+        }
     leaves = dict(trees.leaves_with_paths(params))
     places = {path: _OF_LAYER.fullmatch(path) for path in leaves}
     repeats, units = dict[int, int](), dict[int, int]()

@@ -12,7 +12,7 @@ import jax
 from jaxllm import trees
 from jaxllm.checkpoints.checkpointer import CheckpointConfig, Checkpointer
 from jaxllm.errors import Preempted
-from jaxllm.objectives.objective import Batch, Complete, Params
+from jaxllm.objectives.objective import Batch, Complete, Memory, Params
 from jaxllm.preemption import StopRequest, deferred_stop
 from jaxllm.reporting.goodput import Ledger
 from jaxllm.reporting.progress import ProgressLine, training_fields
@@ -45,6 +45,10 @@ class Source(Protocol):
     def __call__(self, step: int, state: TrainState) -> Batch: ...
 
 
+Prepare = Callable[[int, Params, Memory], Memory]
+"""`prepare(step, params, extra) -> extra`, of all parameters."""
+
+
 class NonFiniteLoss(Exception):
     """Training has skipped too many steps in a row; the message names the tensor at fault."""
 
@@ -64,7 +68,8 @@ class Run:
     complete: Complete
     """Of the objective."""
     evaluate: Callable[[int, TrainState], dict[str, float]]
-    """Scores of the state after this many steps; `eval/loss` decides which checkpoint is best."""
+    """Scores of the state after this many steps. `eval/loss` decides which checkpoint is best, or,
+    where there is none, the highest `eval/reward`."""
     diagnose: Callable[[int, TrainState, Batch], str]
     """Names the first tensor that was not finite in the update that made this many steps."""
     recorder: Recorder
@@ -82,6 +87,9 @@ class Run:
     """Of all devices together; None where it is not known."""
     source_scalars: Callable[[int], Mapping[str, float]] = lambda step: {}
     """What the source has to tell at a log point after so many steps."""
+    prepare: Prepare = lambda step, params, extra: extra
+    """What `TrainState.extra` is before each step: an on-policy source puts its rollout there,
+    where it is a part of checkpoints."""
 
 
 def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
@@ -105,6 +113,7 @@ def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         start = int(state.step)
         loop.evaluate_if_missing(start, state)
         for step in range(start, run.steps):
+            state = loop.prepared(step, state)
             batch = run.complete(state.params, run.frozen, loop.next_batch(step, state))
             state, metrics = run.step_function(state, run.frozen, batch)
             loop.finish_previous(state)
@@ -138,6 +147,12 @@ class _Loop:
         self._begin = time.monotonic()
         self._pending: tuple[int, StepMetrics, Batch] | None = None
         self._clock = _Clock(run.ledger)
+        self._reward: float | None = None
+
+    def prepared(self, step: int, state: TrainState) -> TrainState:
+        params = trees.merge(state.params, self._run.frozen)
+        extra = self._run.prepare(step, params, state.extra)
+        return dataclasses.replace(state, extra=extra)
 
     def next_batch(self, step: int, state: TrainState) -> Batch:
         with self._run.ledger.spending("data_wait"):
@@ -168,19 +183,23 @@ class _Loop:
         run = self._run
         speed = self._clock.tokens_per_second()
         mfu = speed * run.flops_per_token / run.peak_flops if run.peak_flops else None
+        is_point = step == 1 or step % run.log.every == 0 or step == run.steps
+        told = run.source_scalars(step) if is_point else {}
+        self._reward = told.get("rollout/reward", self._reward)
         self._progress.update(
             step,
             run.steps,
-            training_fields(metrics["loss"], metrics["learning_rate"], speed, mfu),
+            training_fields(metrics["loss"], metrics["learning_rate"], speed, mfu, self._reward),
         )
-        if step == 1 or step % run.log.every == 0 or step == run.steps:
-            scalars = {f"train/{n}": value for n, value in metrics.items() if n != "tokens"}
+        if is_point:
+            metrics.pop("tokens")
+            scalars = {n if "/" in n else f"train/{n}": value for n, value in metrics.items()}
             scalars["train/tokens_per_second"] = speed
             scalars["train/data_wait_share"] = self._clock.wait_share()
             if mfu is not None:
                 scalars["train/mfu"] = mfu
             scalars |= run.ledger.log_scalars()
-            scalars |= run.source_scalars(step)
+            scalars |= told
             run.recorder.record(step, self._seconds(), scalars)
             run.ledger.tick()
 
@@ -242,9 +261,12 @@ class _Loop:
         """The steps that were evaluated, the best first, those of no finite loss last."""
 
         def loss(line: Mapping[str, Any]) -> float:
-            return line["eval/loss"] if math.isfinite(line["eval/loss"]) else math.inf
+            found = line["eval/loss"] if "eval/loss" in line else -line["eval/reward"]
+            return found if math.isfinite(found) else math.inf
 
-        lines = [line for line in self._run.recorder.history() if "eval/loss" in line]
+        measured = ("eval/loss", "eval/reward")
+        history = self._run.recorder.history()
+        lines = [line for line in history if any(name in line for name in measured)]
         return [line["step"] for line in sorted(lines, key=loss)]
 
     def measured(self) -> dict[str, float]:

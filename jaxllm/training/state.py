@@ -1,5 +1,7 @@
 """The state that a step transforms and a checkpoint holds."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.struct
@@ -28,8 +30,9 @@ class TrainState:
     """Steps whose loss or gradient was not finite, and which changed no parameter."""
     skipped_in_a_row: Counter
     """How many of them since the last finite step."""
-    extra: dict[str, Any]
-    """What an algorithm remembers beside the parameters (a KL coefficient, say)."""
+    extra: Mapping[str, Any]
+    """What an algorithm remembers beside the parameters: a KL coefficient, or the rollout that it
+    is learning from."""
     average: Average = None
     """The moving average of `params`, float32; None where the run keeps none."""
 
@@ -42,8 +45,21 @@ class TrainState:
         return jax.tree.map(lambda a, p: a.astype(p.dtype), self.average, self.params)
 
 
-def new_state(params: dict[str, Any], opt_state: Any, averaged: bool = False) -> TrainState:
-    """The state before the first step; `averaged`: with a moving average of the parameters."""
+def new_state(
+    params: dict[str, Any],
+    opt_state: Any,
+    averaged: bool = False,
+    extra: Mapping[str, Any] = MappingProxyType({}),
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        params: those that are trained.
+        opt_state: of the optimizer.
+        averaged: whether there is a moving average of the parameters.
+        extra: shapes of what an algorithm remembers, which is 0 as yet.
+    """
     zero = jnp.zeros((), jnp.int32)
+    nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), dict(extra))
     average = optax.tree.cast(params, jnp.float32) if averaged else None
-    return TrainState(zero, params, opt_state, zero, zero, {}, average)
+    return TrainState(zero, params, opt_state, zero, zero, nothing, average)

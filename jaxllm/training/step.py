@@ -1,7 +1,8 @@
 """The train step: exact gradient accumulation, the update, and the guard against NaN."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -45,9 +46,10 @@ def make_train_step(
 
     Gradients are those of Σₜ coefficientₜ · sumₜ / weightₜ over the whole batch, whatever the
     number of micro-batches. A step whose loss or gradient norm is not finite changes nothing
-    but the counters. Metrics are float32 scalars: `objective`, those of the objective,
-    `grad_norm` (before clipping), `learning_rate`, `tokens` (not padding), `skipped` and
-    `skipped_in_a_row`.
+    but the counters, and one with nothing to learn, whose `loss_weights` or gradients are all 0,
+    nothing but the number of steps. Metrics are float32 scalars: `objective`, those of the
+    objective, `grad_norm` (before clipping), `learning_rate`, `tokens` (not padding), `skipped`
+    and `skipped_in_a_row`.
 
     Args:
         objective: what is minimised.
@@ -76,7 +78,14 @@ def make_train_step(
 
         # The directions too: an optimizer can divide by zero where gradients are finite.
         finite = jnp.isfinite(loss + grad_norm + direction_norm)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        # Moments and decay would move the parameters, though there is no gradient.
+        learnt = grad_norm != 0
+        if (
+            "loss_weights" in batch
+        ):  # terms that ask for none, as a router's, are not to learn alone
+            learnt &= jnp.any(batch["loss_weights"] != 0)
+        updated = dataclasses.replace(updated, extra=objective.remember(state.extra, metrics))
+        state = jax.tree.map(lambda new, old: jnp.where(finite & learnt, new, old), updated, state)
         skipped = 1 - finite.astype(jnp.int32)
         state = dataclasses.replace(
             state,
@@ -208,16 +217,19 @@ def state_shapes(
     rules: Rules,
     mesh: Mesh,
     averaged: bool = False,
+    extra: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainState:
     """The train state as `jax.ShapeDtypeStruct`s with shardings; nothing is allocated.
 
     The optimizer's moments and the moving average, if the state is to hold one, lie as their
-    parameters do, counters on every device.
+    parameters do, `extra` as its own shapes say, counters on every device.
     """
     by_param = shardings(param_shapes, rules, mesh)
     opt_shapes = jax.eval_shape(optimizer.init, param_shapes)
     shapes = jax.eval_shape(
-        lambda params, opt_state: new_state(params, opt_state, averaged), param_shapes, opt_shapes
+        lambda params, opt_state: new_state(params, opt_state, averaged, extra),
+        param_shapes,
+        opt_shapes,
     )
     replicated = NamedSharding(mesh, PartitionSpec())
     layout = dataclasses.replace(
@@ -225,6 +237,7 @@ def state_shapes(
         params=by_param,
         opt_state=moment_shardings(opt_shapes, param_shapes, by_param, mesh),
         average=by_param if averaged else None,
+        extra=jax.tree.map(lambda shape: shape.sharding, dict(extra)),
     )
     return jax.tree.map(with_sharding, shapes, layout)
 
@@ -236,7 +249,9 @@ def init_state(
 ) -> TrainState:
     """The state before the first step, laid out as `shapes` says; `params` are donated."""
     make = jax.jit(
-        lambda params: new_state(params, optimizer.init(params), shapes.average is not None),
+        lambda params: new_state(
+            params, optimizer.init(params), shapes.average is not None, shapes.extra
+        ),
         out_shardings=jax.tree.map(lambda shape: shape.sharding, shapes),
         donate_argnums=0,
     )

@@ -11,9 +11,9 @@ from jaxllm.data.records import Record
 USER, ANSWER = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 
 
-def read(fields, joint="", marked=False, cleaning=NO_CLEANING, group=""):
+def read(fields, joint="", marked=False, cleaning=NO_CLEANING, group="", reasoning="gsm8k"):
     record = Record(fields, "file.jsonl", 1, group)
-    return ConversationReader(joint)(record, marked, Cleaner(cleaning))
+    return ConversationReader(joint, reasoning)(record, marked, Cleaner(cleaning))
 
 
 def only(fields, **options):
@@ -35,6 +35,46 @@ def only(fields, **options):
 )
 def test_every_form_is_the_same_conversation(fields):
     assert only(fields) == {"messages": [USER, ANSWER]}
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "expected"),
+    [
+        ("gsm8k", "2 + 2 = 4\n#### 4"),
+        ("think", "<think>2 + 2 = 4</think>4"),
+        ("leave_out", "4"),
+    ],
+)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"question": "Q", "reasoning": "2 + 2 = 4", "answer": "4"},
+        {"question": "Q", "reasoning": "2 + 2 = 4", "answer": 4},
+        {"question": "Q", "answer": "2 + 2 = 4\n#### 4"},
+    ],
+)
+def test_reasoning_is_written_as_it_is_asked_for(fields, reasoning, expected):
+    wanted = {"messages": [USER, {"role": "assistant", "content": expected}]}
+    assert only(fields, reasoning=reasoning) == wanted
+
+
+def test_an_answer_without_reasoning_stays_alone():
+    for reasoning in ("gsm8k", "think", "leave_out"):
+        assert only({"question": "Q", "answer": "A"}, reasoning=reasoning) == {
+            "messages": [USER, ANSWER]
+        }
+
+
+def test_how_to_reason_may_be_chosen_where_there_is_a_response_too():
+    fields = {"prompt": "Q", "response": "A", "question": "Q", "reasoning": "R", "answer": "1"}
+    assert only(fields) == {"messages": [USER, ANSWER]}
+    thought = only(fields, reasoning="think")["messages"][1]["content"]
+    assert thought == "<think>R</think>1"
+
+
+def test_a_question_with_choices_is_no_conversation():
+    with pytest.raises(ValueError, match="no `instruction`"):
+        read({"question": "Q", "choices": ["A", "B"], "answer": "A"})
 
 
 @pytest.mark.parametrize(("joint", "expected"), [("", "Add:1 2"), ("\n", "Add:\n1 2")])

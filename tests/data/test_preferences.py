@@ -125,7 +125,7 @@ def test_copies_in_files_of_other_names_are_copies(unpaired):
         ({"prompt": "q", "margin": -1} | PAIR, "`margin` is -1"),
         ({"prompt": "q", "margin": True} | PAIR, "`margin` is no number"),
         ({"prompt": ""} | PAIR, "empty message"),
-        (PAIR, "no `prompt`, `messages`, or `instruction`"),
+        (PAIR, "no `prompt`, `question`, `messages`, or `instruction`"),
         ({"messages": [{"role": "assistant", "content": "a"}]} | PAIR, "ends with an answer"),
         (
             {"messages": [{"role": "assistant", "content": "a"}, USER]} | PAIR,

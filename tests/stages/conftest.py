@@ -39,6 +39,14 @@ TUNING_SETTINGS = {
     "optimizer.learning_rate": 1e-2,
 }
 
+ON_POLICY_SETTINGS = {
+    "batch_size": 16,
+    "max_new_tokens": 6,
+    "rl.max_prompt": 32,
+    "rewards": "regex(a)",
+    "optimizer.learning_rate": 3e-2,
+}
+
 _TEXT_SETTINGS = ("tokenizer.vocab_size", "data.seq_len", "data.eval_fraction")
 
 _CONFIG_FILE = """
@@ -111,6 +119,9 @@ def arguments(config_file, corpus):
         if stage in ("sft", "classify", "reward", "dpo"):
             writes = stage in ("sft", "dpo")
             settings = TUNING_SETTINGS | ({"max_new_tokens": 4} if writes else {})
+        if stage in ("grpo", "ppo"):
+            settings = {name: v for name, v in TUNING_SETTINGS.items() if name != "data.seq_len"}
+            settings |= ON_POLICY_SETTINGS
         settings |= {"max_new_tokens": 4} if stage == "generate" else {}
         settings |= fields or {}
         made = [f"--config={config_file(stage)}"]
