@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from jaxllm import config as configuration
 from jaxllm.command_line import load_config, override, parse
 from jaxllm.errors import UserError
-from jaxllm.main import STAGES
+from jaxllm.main import RECIPE, STAGES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -179,8 +179,10 @@ def test_nothing_is_overridden_by_a_refused_command(write):
 def test_every_configuration_of_the_project_is_of_its_stage(path):
     config = load_config(str(path))
     assert isinstance(config, ConfigDict)
-    assert config.stage == path.stem
-    assert path.stem in STAGES
+    # A recipe is called by what comes of it, and holds the configurations of its stages.
+    parts = [config[name] for name in config.order.split(",")] if "order" in config else [config]
+    assert config.stage == (path.stem if "order" not in config else RECIPE)
+    assert {part.stage for part in parts} <= set(STAGES)
     assert f"configs/{path.name}" in path.read_text()  # the command stands on the page
     assert configuration.flatten(config)
 
