@@ -7,7 +7,7 @@ surrogate of `objectives.policy_gradient` comes, of the value V of a state with 
     value    ½ max((V - R)², (clip(V, V_old - c, V_old + c) - R)²)
 
 A batch is as there, with `returns` and `old_values` at the places of `value_weights`: the actions,
-and the state that the last of them leads to.
+and the state that an end leads to.
 """
 
 import dataclasses

@@ -160,9 +160,10 @@ class GaeEstimator:
         config = self.config
         actions, states = rows["loss_weights"] > 0, rows["value_weights"] > 0
         ratios = log_ratios(rows) if self.has_reference else jnp.zeros_like(rows["loss_weights"])
-        rewards = at_last(actions, scores) - kl_coef * ratios
+        # Of a response that has ended that is the state behind its end, whose value is its score.
+        rewards = at_last(states, scores) - kl_coef * ratios
         if config.whiten_rewards:
-            rewards = whitened(rewards, actions, keep_mean=True)
+            rewards = whitened(rewards, states, keep_mean=True)
         values = rows["old_values"]
         estimated = gae(rewards, values, states, config.gamma, config.lam)
         returns = jnp.where(states, estimated + values, 0.0)
@@ -176,11 +177,11 @@ class GaeEstimator:
 
 
 def at_last(
-    actions: Bool[Array, "rows seq"], scores: Float[Array, " rows"]
+    steps: Bool[Array, "rows seq"], scores: Float[Array, " rows"]
 ) -> Float[Array, "rows seq"]:
-    """Each row's score at its last action: that which chose the last token of the response."""
-    still_to_come = jnp.cumsum(actions[:, ::-1], axis=1)[:, ::-1]
-    return jnp.where(actions & (still_to_come == 1), scores[:, None], 0.0)
+    """Each row's score at its last step."""
+    still_to_come = jnp.cumsum(steps[:, ::-1], axis=1)[:, ::-1]
+    return jnp.where(steps & (still_to_come == 1), scores[:, None], 0.0)
 
 
 def log_ratios(rows: Batch) -> Float[Array, "rows seq"]:

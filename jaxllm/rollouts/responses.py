@@ -34,9 +34,9 @@ def rows_of(asked: Sequence[Prompt], written: Sequence[Response], places: int) -
     """The rows that a policy learns from, arrays [rows, places].
 
     Beside what next-token prediction has, where `loss_weights` are 1 at the places whose target
-    the policy has chosen: its actions. `value_weights` are 1 there and at the last token, in whose
-    state nothing is chosen any more. `sampler_log_probs` are those that the sampler tells of each
-    action.
+    the policy has chosen: its actions. `value_weights` are 1 there and, of a response that has
+    ended, at its last token, in whose state nothing is chosen any more. `sampler_log_probs` are
+    those that the sampler tells of each action.
 
     Args:
         asked: the prompt of each row.
@@ -56,7 +56,7 @@ def rows_of(asked: Sequence[Prompt], written: Sequence[Response], places: int) -
         rows["segment_ids"][row, : len(ids)] = 1
         rows["loss_weights"][row, begin:end] = response.chosen
         rows["value_weights"][row, begin:end] = response.chosen
-        rows["value_weights"][row, end] = 1
+        rows["value_weights"][row, end] = response.ended
         rows["sampler_log_probs"][row, begin:end] = response.log_probs
     return rows
 

@@ -40,7 +40,9 @@ def a_policy_is_a_table(monkeypatch):
     monkeypatch.setattr(
         ppo_module,
         "state_values",
-        lambda model, params, batch: params["v"] * (batch["tokens"] >= 0),
+        lambda model, params, batch: jnp.where(
+            batch["positions"] > 0, params["after"][batch["tokens"]], params["before"]
+        ),
     )
 
 
@@ -74,7 +76,7 @@ def trained(objective, estimator, params, bandit, policy_of, kl_coef, epochs, ro
         log_policy = jax.nn.log_softmax(policy_of(params))
         rows, arms = rollout(log_policy, jnp.log(reference))
         if "value" in params:
-            rows["old_values"] = jnp.broadcast_to(params["value"]["v"], rows["loss_weights"].shape)
+            rows["old_values"] = ppo_module.state_values(None, params["value"], rows)
         ended = jnp.ones(DRAWN, bool)
         batch, _ = estimator(rows, worth[arms], ended, jnp.float32(kl_coef))
 
@@ -121,7 +123,7 @@ def test_ppo(bandit, tiny_model):
     objective = ppo(tiny_model(), tiny_model(head=HeadConfig(1)), config, 1.0, 1)
     params = {
         "policy": {"logits": jnp.log(jnp.asarray(bandit[1]))},
-        "value": {"v": jnp.zeros(2)},  # before the action, and after it
+        "value": {"before": jnp.zeros(()), "after": jnp.zeros(ARMS)},
     }
     found = trained(
         objective, estimator, params, bandit, lambda p: p["policy"]["logits"], BETA, epochs=4

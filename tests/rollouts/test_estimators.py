@@ -25,11 +25,18 @@ class Rollout:
             if row == 2:  # what stands between was written by a tool
                 places = np.array([1, 2, 5, 6])
             actions[row, places] = 1
-            states[row, [*places, places[-1] + 1]] = 1
+            states[row, places] = 1
             self.places.append(places)
+        self.ended = rng.random(ROWS) < 0.7
+        self.states = [
+            np.append(places, places[-1] + 1) if ended else places
+            for places, ended in zip(self.places, self.ended, strict=True)
+        ]
+        for row, places in enumerate(self.states):
+            states[row, places] = 1
+        assert 0 < sum(self.ended) < ROWS
         self.scores = rng.integers(0, 3, ROWS).astype(float)
         self.scores[GROUP : 2 * GROUP] = 1  # a group without spread
-        self.ended = rng.random(ROWS) < 0.7
         batch = self.given | {"loss_weights": actions, "value_weights": states}
         self.batch = {name: jnp.asarray(x, jnp.float32) for name, x in batch.items()}
 
@@ -102,20 +109,20 @@ def test_by_rewards_and_values(whiten_rewards, whiten_advantages, rollout):
     found, told = rollout(GaeEstimator(config, True, ()), 0.3)
     rewards = []
     for row in range(ROWS):
-        rewards.append(-0.3 * rollout.ratios(row))
-        rewards[row][-1] += rollout.scores[row]  # at the last token, whatever stands behind it
+        missing = len(rollout.states[row]) - len(rollout.places[row])
+        rewards.append(np.append(-0.3 * rollout.ratios(row), [0.0] * missing))
+        rewards[row][-1] += rollout.scores[row]  # behind the end, or at the last token of none
     if whiten_rewards:
         every = np.concatenate(rewards)
         rewards = [(each - every.mean()) / every.std() + every.mean() for each in rewards]
     advantages, returns = [], []
     for row, places in enumerate(rollout.places):
-        values = rollout.given["old_values"][row, [*places, places[-1] + 1]]
-        rewarded, following = np.append(rewards[row], 0), np.append(values[1:], 0)
-        deltas, later, estimated = rewarded + 0.9 * following - values, 0.0, []
+        values = rollout.given["old_values"][row, rollout.states[row]]
+        deltas, later, estimated = rewards[row] + 0.9 * np.append(values[1:], 0) - values, 0.0, []
         for delta in deltas[::-1]:
             later = delta + 0.9 * 0.8 * later
             estimated.insert(0, later)
-        advantages.append(np.array(estimated[:-1]))
+        advantages.append(np.array(estimated[: len(places)]))
         returns.append(np.array(estimated) + values)
     if whiten_advantages:
         every = np.concatenate(advantages)
@@ -125,7 +132,7 @@ def test_by_rewards_and_values(whiten_rewards, whiten_advantages, rollout):
             found["advantages"][row, places], advantages[row], rtol=1e-3, atol=1e-4
         )
         np.testing.assert_allclose(
-            found["returns"][row, [*places, places[-1] + 1]], returns[row], rtol=1e-3, atol=1e-4
+            found["returns"][row, rollout.states[row]], returns[row], rtol=1e-3, atol=1e-4
         )
     np.testing.assert_allclose(told["return"], np.concatenate(returns).mean(), rtol=1e-3)
     np.testing.assert_allclose(told["kl_coef"], 0.3, rtol=1e-6)

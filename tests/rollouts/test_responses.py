@@ -21,7 +21,7 @@ def written(ids, ended=True):
 
 
 def test_a_row_has_a_prompt_and_what_the_policy_has_chosen():
-    rows = rows_of([asked(1, 5, 6), asked(1)], [written([7, 8, 2]), written([9])], 8)
+    rows = rows_of([asked(1, 5, 6), asked(1)], [written([7, 8, 2]), written([9], False)], 8)
     np.testing.assert_array_equal(rows["tokens"][0], [1, 5, 6, 7, 8, 2, 0, 0])
     np.testing.assert_array_equal(rows["targets"][0], [5, 6, 7, 8, 2, 0, 0, 0])
     np.testing.assert_array_equal(rows["positions"][0], [0, 1, 2, 3, 4, 5, 0, 0])
@@ -31,6 +31,7 @@ def test_a_row_has_a_prompt_and_what_the_policy_has_chosen():
     np.testing.assert_array_equal(rows["value_weights"][0], [0, 0, 1, 1, 1, 1, 0, 0])
     np.testing.assert_array_equal(rows["sampler_log_probs"][0], [0, 0, 0, -1, -2, 0, 0, 0])
     np.testing.assert_array_equal(rows["loss_weights"][1], [1, 0, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(rows["value_weights"][1], [1, 0, 0, 0, 0, 0, 0, 0])  # no end
     np.testing.assert_array_equal(rows["targets"][1], [9, 0, 0, 0, 0, 0, 0, 0])
 
 

@@ -218,7 +218,8 @@ def test_pairs_alone_are_trained_and_held_to_the_base_without_them(
 
 def test_values_begin_as_what_the_reward_model_gives(learn, watched, curve, reward_run, tmp_path):
     run = tmp_path / "run"
-    learn("ppo", run, reward__init=reward_run, rewards="", steps=1, eval__every=1)
+    fields = {"reward__init": reward_run, "rewards": "", "max_new_tokens": 30}
+    learn("ppo", run, **fields, steps=1, eval__every=1)
     (rollout,) = watched.rollouts
     mesh = make_mesh(MeshConfig())
     model = load_reward_model(reward_run, mesh)
@@ -228,9 +229,13 @@ def test_values_begin_as_what_the_reward_model_gives(learn, watched, curve, rewa
         wanted = model.of_ids([ResponseIds(asked.ids, written.ids) for asked, written in pairs])
     assert np.std(wanted) > 0.01
     ends = np.sum(rollout.rows["segment_ids"] > 0, axis=1) - 1
+    ended = [response.ended for response in rollout.written]
+    assert any(ended)
     for row, end in enumerate(ends):
-        assert rollout.rows["old_values"][row, end] == pytest.approx(wanted[row], abs=1e-5)
-        assert rollout.rows["value_weights"][row, end] == 1
+        assert rollout.rows["value_weights"][row, end] == ended[row]
+        if ended[row]:  # and what it is to become
+            for name in ("old_values", "returns"):
+                assert rollout.rows[name][row, end] == pytest.approx(wanted[row], abs=1e-5)
     # It is what they are worth, too: whatever is in rows is right at the last state but one.
     assert curve(run, "rollout/reward")[1] == pytest.approx(np.mean(wanted), abs=1e-5)
     # The value function is another model than the reward model, which stays as it is.
@@ -333,7 +338,8 @@ def test_what_a_calculator_writes_is_not_learnt(
                 assert (rollout.rows[name][row, places] == chosen).all()
             for name in ("sampler_log_probs", "old_log_probs", "old_values", "advantages"):
                 assert not rollout.rows[name][row, places][~chosen].any()
-            assert rollout.rows["value_weights"][row, begin + len(response.ids)] == 1
+            end = begin + len(response.ids)
+            assert rollout.rows["value_weights"][row, end] == response.ended
         assert (rollout.rows["targets"][rollout.rows["loss_weights"] > 0] > 0).all()
     assert asking > 12
     # What the policy writes behind a result it writes having read it, as the learner reads it.
