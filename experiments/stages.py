@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxllm.checkpoints.run_directory import RunDirectory
@@ -20,13 +21,16 @@ class Run(NamedTuple):
     init: str
     """The run it begins from, or none."""
     fields: tuple[str, ...]
+    others: Mapping[str, str] = MappingProxyType({})
+    """Fields that other runs are given by."""
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """What every such experiment is told."""
+def parser(description: str, has_data: bool = True) -> argparse.ArgumentParser:
+    """What every such experiment is told; `has_data`: whether it reads files."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--workdir", type=Path, required=True)
-    made.add_argument("--data", type=Path, required=True, help="folder of the files")
+    if has_data:
+        made.add_argument("--data", type=Path, required=True, help="folder of the files")
     made.add_argument("--only", default=".*", help="regular expression of whole names of runs")
     return made
 
@@ -43,7 +47,7 @@ def make(planned: Mapping[str, Run], folder: Path, only: str) -> int:
     wanted = {name for name in planned if re.fullmatch(only, name)}
     for name in reversed(planned):
         if name in wanted:
-            wanted |= {planned[name].init} & planned.keys()
+            wanted |= {planned[name].init, *planned[name].others.values()} & planned.keys()
     for name in filter(wanted.__contains__, planned):
         code = _make(name, planned[name], folder)
         if code:
@@ -66,6 +70,7 @@ def _make(name: str, run: Run, folder: Path) -> int:
         return 0
     print(f"making {name}", file=sys.stderr)
     given = [*run.fields, *([f"init={folder / run.init}"] if run.init else [])]
+    given += [f"{field}={folder / other}" for field, other in run.others.items()]
     command = [sys.executable, "-m", "jaxllm.main", f"--config={ROOT}/configs/{run.stage}.py"]
     command += [f"--workdir={folder / name}", *(f"--config.{field}" for field in given)]
     with (folder / f"{name}.log").open("w") as log:

@@ -1,7 +1,6 @@
 """Samples of a policy and of its reference beside each other, judged by an exact check."""
 
-import dataclasses
-import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,14 +8,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxllm.data.sources import make_source
-from jaxllm.inference.chat import Chat
 from jaxllm.inference.requests import Completion, Request, Sampling
 from jaxllm.inference.scoring import Pair, log_likelihoods
 from jaxllm.inference.trained import TrainedModel, load_trained
 from jaxllm.rewards.verifiers import ExactMatch
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
-from jaxllm.tokenizers.chat_template import chat_template
+
+sys.path.append(str(Path(__file__).parents[1]))
+import answers
 
 
 class Judgement(NamedTuple):
@@ -37,12 +36,11 @@ class Judge:
 
     def __init__(self, reference: Path, source: str, count: int = 500) -> None:
         """Samples the reference's answers to the first prompts of `source`, at temperature 1."""
-        records = make_source(source, "source", parse_special_tokens=False).records()
-        self._records = [record.fields for record in itertools.islice(records, count)]
+        self._records = answers.first_records(source, count)
         self._mesh = make_mesh(MeshConfig())
         with jax.set_mesh(self._mesh):
             self._reference = load_trained(reference, self._mesh)
-            requests = _requests(self._reference, self._prompts, seed=0)
+            requests = self._asked(self._reference, seed=0)
             self._right = self._judged(self._reference.complete(requests))
 
     @property
@@ -54,7 +52,7 @@ class Judge:
         """The judgement on the policy of a run."""
         with jax.set_mesh(self._mesh):
             model = load_trained(policy, self._mesh)
-            requests = _requests(model, self._prompts, seed=1)
+            requests = self._asked(model, seed=1)
             samples = model.complete(requests)
             ratios = _log_ratios(self._reference, requests, samples)
         right = self._judged(samples)
@@ -66,21 +64,13 @@ class Judge:
     def _prompts(self) -> list[str]:
         return [record["prompt"] for record in self._records]
 
+    def _asked(self, model: TrainedModel, seed: int) -> list[Request]:
+        sampling = Sampling(max_new_tokens=64, temperature=1.0)
+        return answers.requests_of(model, self._prompts, sampling, seed, stride=2)
+
     def _judged(self, samples: Sequence[Completion]) -> np.ndarray:
         texts = [sample.text for sample in samples]
         return np.array(ExactMatch()(self._prompts, texts, self._records))
-
-
-def _requests(model: TrainedModel, prompts: Sequence[str], seed: int) -> list[Request]:
-    tokenizer = model.loaded.tokenizer
-    template = chat_template(tokenizer, "" if tokenizer.chat_template else "bos_separated", "")
-    chat = Chat(template, model.loaded.context, Sampling(max_new_tokens=64, temperature=1.0))
-    return [
-        dataclasses.replace(chat, seed=2 * number + seed)
-        .ask([{"role": "user", "content": prompt}])
-        .request
-        for number, prompt in enumerate(prompts)
-    ]
 
 
 def _log_ratios(

@@ -31,6 +31,7 @@ from jaxllm.data.selection import split_documents
 from jaxllm.data.split import HELD_OUT, TRAIN
 
 sys.path.append(str(Path(__file__).parents[1]))
+import copying
 import stages
 from stages import Run
 
@@ -47,10 +48,7 @@ PREFERENCES = {
     "chinese": ("pref_oasst_zh", "pref_dpo_mix_zh"),
 }
 LOSSES = ("sigmoid", "kto")
-HELD_OUT_COPIES = "builtin:copying:500"
-COPYING = ("data.train=builtin:copying:5k-45k", f"data.eval={HELD_OUT_COPIES}")
-PAIRS = ("data.train=builtin:copying:45k-55k", f"data.eval={HELD_OUT_COPIES}")
-MORE_PAIRS = ("data.train=builtin:copying:45k-145k", f"data.eval={HELD_OUT_COPIES}")
+PAIRS = ("data.train=builtin:copying:45k-55k", f"data.eval={copying.HELD_OUT}")
 EVAL_FRACTION = 0.2
 
 
@@ -61,12 +59,6 @@ def runs(data: Path) -> dict[str, Run]:
         return "data.train=" + ",".join(str(data / f"{file}.jsonl") for file in files)
 
     size = ("tokenizer.vocab_size=4096", "model.width=256", "model.heads=4", "references=False")
-    copies = (
-        *(*COPYING, "data.cleaning.near_duplicates=0.0", "data.seq_len=128", "batch_size=32"),
-        *("tokenizer.kind=bytes", "model.width=128", "model.heads=4"),
-        *("optimizer.learning_rate=2e-3", "eval.every=500", "references=False"),
-    )
-    tuned = (*COPYING, "data.seq_len=128", "optimizer.learning_rate=2e-3")
     made = {
         "base": Run(
             "pretrain", "", (sources(TEXT), *size, "batch_size=8", "steps=4000", "eval.every=1000")
@@ -77,19 +69,16 @@ def runs(data: Path) -> dict[str, Run]:
             (sources(INSTRUCTIONS), "steps=600", "eval.every=200", "optimizer.learning_rate=3e-3"),
         ),
         # Ended when it has begun to copy, but is seldom right.
-        "copier-base": Run("pretrain", "", (*copies, "model.layers=2", "steps=1500")),
-        "copier": Run("sft", "copier-base", (*tuned, "steps=200")),
-        # It copies without a fault.
-        "reader-base": Run("pretrain", "", (*copies, "model.layers=4", "steps=300")),
-        "reader": Run("sft", "reader-base", (*tuned, "steps=300")),
+        "copier-base": Run("pretrain", "", (*copying.BASE, "model.layers=2", "steps=1500")),
+        "copier": Run("sft", "copier-base", (*copying.TUNED, "steps=200")),
+        **copying.READER,
     }
     for seed in SEEDS:
         for language, files in PREFERENCES.items():
             given = (sources(files), f"seed={seed}", f"data.eval_fraction={EVAL_FRACTION}")
             made[f"{language}-{seed}"] = Run("reward", "tuned", given)
+        made[f"copying-{seed}"] = copying.judge(seed)
         given = (f"seed={seed}", "data.seq_len=256", "batch_size=16")
-        many = (*MORE_PAIRS, "steps=2500", "optimizer.learning_rate=1e-3")
-        made[f"copying-{seed}"] = Run("reward", "reader", (*given, *many))
         for loss in LOSSES:
             policy = (*PAIRS, *given, "steps=300", f"dpo.loss={loss}")
             made[f"{loss}-{seed}"] = Run("dpo", "copier", policy)
@@ -132,7 +121,7 @@ def _policies(done: Mapping[str, Mapping[str, float]], folder: Path) -> Iterator
     made = {loss: [name for name in names if name in done] for loss, names in planned.items()}
     if not any(made.values()):
         return
-    judge = Judge(folder / "copier", HELD_OUT_COPIES)
+    judge = Judge(folder / "copier", copying.HELD_OUT)
     yield "| | accuracy | margin | right | win rate | KL, nats a response | its standard error |"
     yield "|---|---|---|---|---|---|---|"
     yield f"| the model it began from | | | {judge.reference_right:.1%} | | | |"

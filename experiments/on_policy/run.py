@@ -1,0 +1,146 @@
+"""Policies that learn from their own answers: PPO by what is exact and by a model, and reasoning.
+
+    python experiments/on_policy/run.py --workdir=runs/on_policy
+
+Trains, one run after another, with three seeds each,
+
+- PPO by an exact reward (`exact`), from a model that copies letters, seldom without a fault;
+- PPO by a learnt reward model, with the exact reward measured beside it: held to where it began
+  (`held`), and not (`free`);
+- a model that thinks before it answers (`traces`), tuned on 500 worked examples until more steps
+  help no more, and from there GRPO by whether answers are right (`grpo`); beside it the tuning gone
+  on with for as long (`longer`), and tuning on answers alone (`answers`).
+
+Prints the tables as Markdown, and draws `curves.png` into the work directory. What is finished is
+not made again, and what was cut off goes on. `--only=REGEX` makes runs whose whole name matches,
+with those they begin from.
+"""
+
+import statistics
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from curves import draw
+
+from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.reporting.metrics_file import read_metrics
+
+sys.path.append(str(Path(__file__).parents[1]))
+import answers
+import copying
+import stages
+from stages import Run
+
+SEEDS = (0, 1, 2)
+PPO = (
+    *("data.train=builtin:copying:200k-220k", f"data.eval={copying.HELD_OUT}"),
+    *("rl.max_prompt=64", "max_new_tokens=24", "batch_size=128", "rl.minibatches=2"),
+    *("rl.epochs=2", "optimizer.learning_rate=2e-4", "optimizer.schedule=constant"),
+    *("optimizer.learning_rates=value/.*:10", "checkpoint.every=200", "log.every=4"),
+)
+HELD_OUT = "builtin:chain:500"
+TRACES = (
+    *("data.train=builtin:chain:1k-1500", f"data.eval={HELD_OUT}", "data.seq_len=192"),
+    *("batch_size=32", "optimizer.learning_rate=1e-3", "eval.every=100", "max_new_tokens=128"),
+)
+LAYOUTS = {"traces": "think", "longer": "think", "answers": "leave_out"}
+TUNING_STEPS = {"traces": 300, "longer": 300, "answers": 300}
+GRPO = (
+    *("data.train=builtin:chain:10k-60k", f"data.eval={HELD_OUT}", "rewards=numeric"),
+    *("rl.max_prompt=128", "max_new_tokens=128", "batch_size=128", "steps=120", "log.every=2"),
+    *("optimizer.learning_rate=5e-5", "optimizer.schedule=constant", "checkpoint.every=60"),
+    "eval.every=20",
+)
+
+
+def runs() -> dict[str, Run]:
+    """All runs by name, each after those that it begins from."""
+    worked = ("data.cleaning.near_duplicates=0.0", "optimizer.learning_rate=2e-3")
+    size = ("tokenizer.kind=bytes", "model.layers=4", "model.width=128", "model.heads=4")
+    made = {
+        **copying.READER,
+        "judge": copying.judge(0),
+        # It has begun to copy, and makes a fault in most answers.
+        "student": Run("sft", "reader-base", (*copying.TUNED, "steps=80", "eval.every=1000")),
+        "base": Run(
+            "pretrain",
+            "",
+            (
+                *(*worked, *size, "data.train=builtin:arithmetic:10k-110k", "data.seq_len=192"),
+                *("batch_size=32", "steps=600", "references=False", "eval.every=200"),
+            ),
+        ),
+    }
+    for seed in SEEDS:
+        given = (*PPO, f"seed={seed}")
+        exact = ("rewards=exact_match", "ppo.lam=1", "steps=400", "eval.every=40")
+        made[f"exact-{seed}"] = Run("ppo", "student", (*given, *exact))
+        by_model = ("rewards=reward_model:1,exact_match:0", "steps=200", "eval.every=20")
+        for name, coefficient in (("free", 0), ("held", 1)):
+            fields = (*given, *by_model, f"rl.kl_coef={coefficient}")
+            made[f"{name}-{seed}"] = Run("ppo", "student", fields, {"reward.init": "judge"})
+        for name, layout in LAYOUTS.items():
+            begun = f"traces-{seed}" if name == "longer" else "base"
+            fields = (*TRACES, f"seed={seed}", f"sft.reasoning={layout}")
+            made[f"{name}-{seed}"] = Run("sft", begun, (*fields, f"steps={TUNING_STEPS[name]}"))
+        made[f"grpo-{seed}"] = Run("grpo", f"traces-{seed}", (*GRPO, f"seed={seed}"))
+    return made
+
+
+def main() -> int:
+    """Makes what is missing, and returns the exit code."""
+    options = stages.parser(__doc__.splitlines()[0], has_data=False).parse_args()
+    folder, planned = options.workdir.resolve(), runs()
+    code = stages.make(planned, folder, options.only)
+    if code:
+        return code
+    done = stages.done(planned, folder)
+    print("\n".join(_ppo(done, folder)), end="\n\n")
+    print("\n".join(_reasoning(done, folder)))
+    draw(folder, done, SEEDS, folder / "curves.png")
+    return 0
+
+
+def _ppo(done: Mapping[str, Mapping[str, float]], folder: Path) -> Iterator[str]:
+    """What policies are worth where they began, at their best by the exact reward, and at the
+    end."""
+    yield "| | exactly right at the beginning | at the best evaluation | its step | at the end |"
+    yield "|---|---|---|---|---|"
+    begun = answers.mean_reward(folder / "student", copying.HELD_OUT, "exact_match", 500, 24)
+    for name in ("exact", "held", "free"):
+        best, at, last = [], [], []
+        for seed in SEEDS:
+            if f"{name}-{seed}" in done:
+                metrics = read_metrics(RunDirectory(folder / f"{name}-{seed}").metrics)
+                right = "eval/rewards/exact_match"
+                lines = [line for line in metrics if right in line]
+                highest = max(lines, key=lambda line: line["eval/rewards/exact_match"])
+                best.append(highest[right])
+                at.append(highest["step"])
+                last.append(lines[-1][right])
+        if best:
+            told = f"{_spread(best)} | {_spread(at, '.0f')} | {_spread(last)}"
+            yield f"| {name} | {begun:.1%} | {told} |"
+
+
+def _reasoning(done: Mapping[str, Mapping[str, float]], folder: Path) -> Iterator[str]:
+    """Held-out answers that are right, and how long it took."""
+    yield "| | right | seconds |"
+    yield "|---|---|---|"
+    for name in ("answers", "traces", "longer", "grpo"):
+        found = [run for seed in SEEDS if (run := f"{name}-{seed}") in done]
+        if found:
+            right = [
+                answers.mean_reward(folder / run, HELD_OUT, "numeric", 500, 128) for run in found
+            ]
+            seconds = [done[run]["time/total"] for run in found]
+            yield f"| {name} | {_spread(right)} | {_spread(seconds, '.0f')} |"
+
+
+def _spread(values: list[float], form: str = ".1%") -> str:
+    return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
