@@ -178,7 +178,7 @@ def run(config: ConfigDict, workdir: Path | None) -> None:
     """
     if config.get("stage", "") == RECIPE:
         recipe = importlib.import_module("jaxllm.stages.recipe")
-        recipe.run(config.to_dict(), workdir, _made)
+        recipe.run(config.to_dict(), workdir, _part)
         return
     _made("", config)(workdir)
 
@@ -199,6 +199,28 @@ def _made(path: str, config: Any) -> Callable[[Path | None], None]:
     module = importlib.import_module(module_name)
     made = configuration.from_dict(getattr(module, config_name), config, path)
     return lambda workdir: module.run(made, workdir)
+
+
+def _part(path: str, config: Any) -> Callable[[Path | None], None]:
+    """As `_made`, for a stage that others follow in the same processes.
+
+    Raises:
+        UserError: as `_made`, or there are several processes and the stage has to be run by one.
+    """
+    from jaxllm.sharding.processes import is_main, main_first, several
+
+    work, stage = _made(path, config), config["stage"]
+    if stage in _SINGLE and several():
+        raise UserError(f"config.{path}: the stage {stage} runs as a single process; start one.")
+    if stage not in _MADE_BY_ONE:
+        return work
+
+    def by_one(workdir: Path | None) -> None:
+        with main_first():
+            if is_main():
+                work(workdir)
+
+    return by_one
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from jaxllm.data.records import Record
 ROLES = ("system", "user", "assistant", "tool", "tool_call")
 """Who speaks in `messages`. What `tool_call` says, a call as JSON, the assistant says."""
 
-CONVERSATIONS_VERSION = 1
+CONVERSATIONS_VERSION = 2
 """Changes when the same record may become another conversation."""
 
 _DEEPEST = 100  # lists and objects within each other: what reads them further on is recursive

@@ -22,7 +22,7 @@ from jaxllm.data.conversations import (
 from jaxllm.data.documents import Passage
 from jaxllm.data.records import Record
 
-PREFERENCES_VERSION = 2
+PREFERENCES_VERSION = 3
 """Changes when the same record may become other tokens."""
 
 _FORMS = "`chosen` and `rejected`, or `responses` (best first)"

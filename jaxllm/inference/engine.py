@@ -237,7 +237,9 @@ class Engine:
         if not self._prefix and all(len(request.prompt) == 1 for _, _, request in taken):
             return self._put(slots, cache, taken)  # the first step reads all that there is
         prompts = list(dict.fromkeys(self._asked(request) for _, _, request in taken))
-        size = _at_once(len(prompts), slots, shards)
+        # All at once, or one by one: two sizes of batch, so that few programs are compiled.
+        all_slots: int = slots.left.shape[0]
+        size = shards if 2 * len(prompts) <= all_slots else all_slots
         for begin in range(0, len(prompts), size):
             some = prompts[begin : begin + size]
             those = [one for one in taken if self._asked(one[2]) in some]
@@ -254,17 +256,14 @@ class Engine:
         rows: Sequence[int] = (),
     ) -> tuple[Slots, Cache]:
         """The slots with requests, whose prompts are `rows` of what has been read."""
-        size = _at_once(len(taken), slots, 1)
-        for begin in range(0, len(taken), size):
-            some = taken[begin : begin + size]
-            missing = (0,) * (size - len(some))
-            places = [slot for slot, _, _ in some] + [slots.left.shape[0] for _ in missing]
-            entries = [_entry(request, slots, self._number(request)) for _, _, request in some]
-            entries += entries[:1] * len(missing)
-            together = jax.tree.map(lambda *values: _on_device(np.stack(values)), *entries)
-            of_rows = None if read is None else _indices([*rows[begin : begin + size], *missing])
-            slots, cache = fill(slots, cache, _indices(places), together, read, of_rows)
-        return slots, cache
+        # Filled up to a power of two with requests for no slot: few programs.
+        missing = (0,) * (_slots_for(len(taken), 1) - len(taken))
+        places = [slot for slot, _, _ in taken] + [slots.left.shape[0] for _ in missing]
+        entries = [_entry(request, slots, self._number(request)) for _, _, request in taken]
+        entries += entries[:1] * len(missing)
+        together = jax.tree.map(lambda *values: _on_device(np.stack(values)), *entries)
+        of_rows = None if read is None else _indices([*rows, *missing])
+        return fill(slots, cache, _indices(places), together, read, of_rows)
 
     def _number(self, request: Request) -> int:
         """The number of a request's adapter; 0 is none."""
@@ -379,13 +378,6 @@ def _index(value: int) -> Array:
 
 def _indices(values: Sequence[int]) -> Array:
     return _on_device(np.array(values, np.int32))
-
-
-def _at_once(count: int, slots: Slots, few: int) -> int:
-    """How many of `count` are gone through at once: as many as there are slots, or a few; two
-    sizes, so that few programs are compiled."""
-    all_slots: int = slots.left.shape[0]
-    return few if 2 * count <= all_slots else all_slots
 
 
 def _on_device(array: np.ndarray) -> Array:

@@ -83,14 +83,24 @@ def is_reward_model(path: str | Path) -> bool:
     return run.config_path.exists() and run.config().get("stage") == "reward"
 
 
+def reward_mean(path: str | Path) -> float:
+    """What a run of the stage `reward` has found its rewards to be in the mean; 0 before it ends.
+
+    Raises:
+        UserError: what it has kept of them cannot be read.
+    """
+    rewards = RunDirectory(path).rewards
+    try:
+        return float(json.loads(rewards.read_text())["mean"])
+    except FileNotFoundError:
+        return 0.0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{rewards}: cannot be read ({error}).") from None
+
+
 def reward_model_of(run: RunDirectory, loaded: LoadedModel, batch_size: int = 32) -> RewardModel:
     """The reward model of a run whose parameters are loaded; it reads texts as the run did."""
-    try:
-        mean = float(json.loads(run.rewards.read_text())["mean"])
-    except FileNotFoundError:  # the run has not ended yet
-        mean = 0.0
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run.rewards}: cannot be read ({error}).") from None
+    mean = reward_mean(run.path)
     data = configuration.from_dict(DataConfig, run.group("data"), "data")
     template = chat_template(loaded.tokenizer)
     return RewardModel(

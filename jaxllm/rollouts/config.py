@@ -35,10 +35,15 @@ class RolloutConfig:
     eval_temperature: float = 0.0
     """Of answers to what is held out; 0 takes the likeliest token."""
     eval_samples: int = 1
-    """Answers to each held-out prompt; of several the best and the commonest are told too."""
+    """Answers to each held-out prompt; of several it is told too what the best of them is worth
+    (pass@k, of a reward of 0 and 1), and what the commonest, by each reward."""
+
+    shown: int = 3
+    """Held-out prompts whose answers, with their scores, are shown in `samples.md` at each
+    evaluation."""
 
     def __post_init__(self) -> None:
-        for name in ("group_size", "epochs", "minibatches", "max_prompt", "eval_samples"):
+        for name in ("group_size", "epochs", "minibatches", "max_prompt", "eval_samples", "shown"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1")
         for name in (

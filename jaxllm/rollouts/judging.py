@@ -9,6 +9,7 @@ from jaxtyping import Float64
 
 from jaxllm.data.prompts import Prompt
 from jaxllm.data.rankings import ResponseIds
+from jaxllm.errors import UserError
 from jaxllm.inference.reward_model import RewardModel
 from jaxllm.rewards.specification import parse_rewards
 from jaxllm.rewards.weighted import Rewards
@@ -120,9 +121,14 @@ def make_judge(
         has_model: whether there is one.
 
     Raises:
-        UserError: as `parse_rewards`.
+        UserError: as `parse_rewards`, or the reward model is none of the rewards.
     """
     given: list[float] = []
     models = {MODEL: lambda prompts, responses, records: given} if has_model else {}
     rewards = parse_rewards(spec or MODEL, "rewards", models)
+    if has_model and not any(part.name == MODEL for part in rewards.parts):
+        raise UserError(
+            f"config.rewards: {spec} does not ask the reward model of config.reward.init; add "
+            f"{MODEL}, as in {MODEL},{spec}, or leave that out."
+        )
     return Judge(config, rewards, max_new_tokens, given, model, reads_ids)

@@ -34,7 +34,7 @@ def majority_of(
     (self-consistency: Wang et al. 2022, https://arxiv.org/abs/2203.11171).
 
     Args:
-        scores: what each response is worth; those with the same answer alike.
+        scores: what each response is worth; of those with the same answer the first counts.
         prompts: of the rows of `scores`.
         responses: the texts of each row.
     """

@@ -98,7 +98,9 @@ class _Draft:
         if self._finish != "pause":
             return False
         if result := result_of(self._text):
-            ids = tokenizer.encode(result)[: self._room]
+            ids = tokenizer.encode(result)
+            if len(ids) > self._room:
+                return False
             self._put(ids, [0.0] * len(ids), False, result)
         return self._room > 0
 

@@ -94,6 +94,7 @@ def fit(
     *,
     objective: Objective,
     initial_params: Callable[[], dict[str, Any]],
+    base_params: Callable[[], dict[str, Any]] | None = None,
     param_shapes: Params,
     rules: Rules,
     source: Source,
@@ -111,8 +112,9 @@ def fit(
         run: where checkpoints and metrics go.
         mesh: the devices; `jax.set_mesh` has been done.
         objective: what is minimised.
-        initial_params: makes the parameters that training begins from, laid out over the mesh;
-            where not all are in checkpoints (`config.kept`), in each life of the run.
+        initial_params: makes the parameters that training begins from, laid out over the mesh.
+        base_params: makes, in later lives, those of them that are in no checkpoint (`config.kept`),
+            if there are any; None: `initial_params` does.
         param_shapes: their shapes.
         rules: how parameters lie on the mesh.
         source: batches.
@@ -145,7 +147,8 @@ def fit(
         state, kept, base = _begun(
             config,
             restored,
-            initial_params if restored is None or base_shapes else None,
+            initial_params if restored is None else base_params or initial_params,
+            bool(base_shapes),
             lambda trainable: init_state(trainable, optimizer, state_layout),
         )
         frozen = trees.merge(kept, base)
@@ -185,7 +188,8 @@ def fit(
 def _begun(
     config: TrainingFields,
     restored: tuple[TrainState, dict[str, Any]] | None,
-    initial_params: Callable[[], dict[str, Any]] | None,
+    make_params: Callable[[], dict[str, Any]],
+    has_base: bool,
     new: Callable[[dict[str, Any]], TrainState],
 ) -> tuple[TrainState, dict[str, Any], Params]:
     """The state to go on from, and the parameters not trained: those that checkpoints hold, and
@@ -194,13 +198,13 @@ def _begun(
     Args:
         config: of the stage.
         restored: of a checkpoint.
-        initial_params: makes those that training begins from; None: all are restored.
+        make_params: makes those that training begins from, or that are not restored.
+        has_base: whether some are not restored.
         new: makes the state of trained parameters before the first step.
     """
-    if initial_params is None:
-        assert restored is not None
+    if restored and not has_base:
         return *restored, {}
-    trainable, rest = trees.split(initial_params(), config.trained)
+    trainable, rest = trees.divide(make_params(), config.trained)
     kept, base = trees.divide(rest, config.kept)
     state, kept = restored or (new(trainable), kept)
     return state, kept, base

@@ -43,6 +43,11 @@ class GrpoConfig(OnPolicyConfig):
                 "needs two at least; 8 are usual"
             )
 
+        if self.rl.group_size < 2 and self.grpo.filter_groups:
+            raise ValueError(
+                "grpo.filter_groups: a group of one has no spread, and every one would be left out"
+            )
+
     @property
     def needs_reference(self) -> bool:
         return super().needs_reference or self.grpo.kl_loss > 0

@@ -20,8 +20,6 @@ from jaxllm.stages.on_policy import OnPolicyConfig
 from jaxllm.stages.training_run import TrainingRun
 from jaxllm.training.state import TrainState
 
-_SAMPLES = 3
-
 C = TypeVar("C", bound=OnPolicyConfig)
 
 
@@ -87,14 +85,15 @@ class HeldOutPrompts:
         }
         scores = {f"eval/{name}": float(np.mean(values)) for name, values in means.items()}
         if count > 1:
-            rows = judged.scores.reshape(-1, count)
             texts = [response.text for response in written]
             by_prompt = [texts[first : first + count] for first in range(0, len(texts), count)]
-            said = majority_of(rows, [prompt.text for prompt in prompts], by_prompt)
-            scores |= {
-                f"eval/best_of_{count}": best_of(rows, count),
-                f"eval/majority_of_{count}": said,
-            }
+            last = [prompt.text for prompt in prompts]
+            for name, values in judged.by_name.items():
+                rows = values.reshape(-1, count)
+                scores[f"eval/rewards/{name}/best_of_{count}"] = best_of(rows, count)
+                scores[f"eval/rewards/{name}/majority_of_{count}"] = majority_of(
+                    rows, last, by_prompt
+                )
         return scores
 
     def _show(
@@ -105,8 +104,10 @@ class HeldOutPrompts:
         scores: np.ndarray,
     ) -> None:
         samples = [
-            (prompt.text, f"{score:+.2f}  {response.text}")
-            for prompt, response, score in zip(prompts[:_SAMPLES], written, scores, strict=False)
+            (prompt.text, response.text) for prompt, response in zip(prompts, written, strict=True)
         ]
+        count = self._run.config.rl.shown
         if is_main():
-            append_samples(self._run.directory.samples, step, samples)
+            append_samples(
+                self._run.directory.samples, step, samples[:count], scores[:count].tolist()
+            )

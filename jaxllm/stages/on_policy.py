@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from jaxllm.checkpoints.load import model_config_of, tokenizer_path
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import SourcesConfig
 from jaxllm.data.rankings import layout_of
@@ -18,7 +19,7 @@ from jaxllm.stages.continued import check_init, with_pairs
 from jaxllm.stages.fields import ModelTrainingFields, WritingFields
 from jaxllm.stages.fit import check_patterns, check_trained
 from jaxllm.stages.reference import NOT_THE_REFERENCE
-from jaxllm.tokenizers.tokenizer import Tokenizer
+from jaxllm.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -166,6 +167,13 @@ def check_policy(
             "config.rewards: say what responses are worth, as numeric or exact_match, or give a "
             "reward model as config.reward.init."
         )
+    if reference := config.reference.init:
+        model_config_of(reference)  # a wrong path is told as such
+        if load_tokenizer(tokenizer_path(reference)).fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"config.reference.init: {reference} has another tokenizer than the policy, and "
+                "cannot read its tokens; give one with the same."
+            )
     model = architecture(config.model, tokenizer.vocab_size)
     if not model.causal:
         raise UserError(

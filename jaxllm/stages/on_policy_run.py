@@ -3,7 +3,8 @@ the reference, and the loop."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -100,7 +101,9 @@ def judge_of(run: TrainingRun[C], template: ChatTemplate) -> Judge:
     if not config.reward.init:
         return parsed_rewards(config, None)
     with jax.set_mesh(run.mesh):
-        model = load_reward_model(config.reward.init, run.mesh, config.batch_size)
+        model = load_reward_model(
+            config.reward.init, run.mesh, config.micro_batch_size or config.batch_size
+        )
         if config.reward.dtype != "float32":
             model = dataclasses.replace(model, params=_cast(model.params, config.reward.dtype))
     ours, theirs = template.tokenizer.fingerprint, model.template.tokenizer.fingerprint
@@ -130,6 +133,10 @@ class PolicyModels(NamedTuple):
     """Of these."""
     writer_of: Callable[[Params], Params]
     """The parameters of the policy alone, of all."""
+    models: Mapping[str, TransformerConfig] = MappingProxyType({})
+    """As of `TrainingRun.learn`."""
+    base_params: Callable[[], dict[str, Any]] | None = None
+    """As of `TrainingRun.learn`, without the reference."""
 
 
 def reference_of(
@@ -184,11 +191,13 @@ def learn(
         origin.record()
     shapes = models.shapes
     initial = models.initial_params or (lambda: run.loaded_params(model))
+    base = (models.base_params or initial) if config.lora.rank else dict
     if held:
         dtype = config.reference.dtype
         shapes = {**shapes, REFERENCE_TREE: _shapes(param_shapes(model), dtype)}
-        policy = initial
-        initial = lambda: {**policy(), REFERENCE_TREE: _copied(origin.params, dtype)}  # noqa: E731
+        policy, of_policy = initial, base
+        initial = lambda: {**policy(), REFERENCE_TREE: origin.given_up(dtype)}  # noqa: E731
+        base = lambda: {**of_policy(), REFERENCE_TREE: origin.given_up(dtype)}  # noqa: E731
     scores = run.learn(
         Stream(rollouts, config.places, rollouts.scalars, rollouts.prepare, rollouts.memory),
         model,
@@ -196,14 +205,10 @@ def learn(
         evaluation,
         initial_params=initial,
         param_shapes=shapes,
+        base_params=base,
+        models=models.models,
     )
     return asked.scores | scores if is_main() else {}
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _copied(params: Params, dtype: str) -> Params:
-    """Another copy: what is trained is donated."""
-    return jax.tree.map(lambda x: x.astype(dtype).copy(), params)
 
 
 def _shapes(shapes: Params, dtype: str) -> Params:

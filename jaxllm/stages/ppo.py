@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from jaxllm.checkpoints.load import load_model, model_config_of, tokenizer_path
 from jaxllm.errors import UserError
-from jaxllm.inference.reward_model import is_reward_model, load_reward_model
+from jaxllm.inference.reward_model import is_reward_model, reward_mean
 from jaxllm.models.config import HeadConfig, ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.head import init_head
@@ -172,6 +172,8 @@ def _work(run: TrainingRun[PpoConfig]) -> dict[str, float]:
         if value is None
         else {POLICY_TREE: run.param_shapes(model), VALUE_TREE: param_shapes(value)},
         writer_of,
+        {} if value is None else {f"{POLICY_TREE}/": model, f"{VALUE_TREE}/": value},
+        None if value is None else lambda: {POLICY_TREE: run.loaded_params(model)},
     )
     return learn(run, asked, judge, model, models)
 
@@ -200,5 +202,5 @@ def _value_params(run: TrainingRun[PpoConfig], value: TransformerConfig) -> dict
     params = load_model(init, run.mesh, wanted).params
     if not is_reward_model(init):
         return {name: leaf for name, leaf in params.items() if name != "head"} | init_head(value)
-    mean = load_reward_model(init, run.mesh).mean
-    return params | {"head": params["head"] | {"bias": params["head"]["bias"] - mean}}
+    bias = params["head"]["bias"] - reward_mean(init)
+    return params | {"head": params["head"] | {"bias": bias}}

@@ -1,8 +1,8 @@
 """The `recipe` stage: several runs one after another, each begun from an earlier one.
 
 Its configuration holds those of its parts by name, and in `order` the names in the order in which
-they are run. A part has the run directory of its name in the work directory, and an `init` (or
-another path) that is the name of an earlier part means that one's.
+they are run. A part has the run directory of its name in the work directory, and an `init` that is
+the name of an earlier part means that one's.
 """
 
 import sys

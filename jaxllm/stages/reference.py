@@ -57,6 +57,12 @@ class Origin:
             check_base(directory, init, parameter_checksums(params), REFERENCE)
         return params
 
+    def given_up(self, dtype: str) -> dict[str, Any]:
+        """Its parameters in a dtype; they are not kept here any longer."""
+        params = self.params
+        del self.__dict__["params"]
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
     def record(self) -> None:
         """Writes which it is, in the first life."""
         if not self.known:

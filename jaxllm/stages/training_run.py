@@ -221,7 +221,7 @@ class TrainingRun(Generic[C]):
         batch_size = self.config.batch_size
         source = BatchSource(rows.mixture, batch_size, batch_sharding(self.mesh))
         with contextlib.closing(source):
-            return self.learn(
+            scores = self.learn(
                 Stream(
                     source, rows.sources[0].seq_len, lambda step: rows.scalars(step * batch_size)
                 ),
@@ -232,6 +232,7 @@ class TrainingRun(Generic[C]):
                 predicted=predicted,
                 param_shapes=param_shapes,
             )
+        return scores | {"train/tokens": float(self.drawn * rows.sources[0].seq_len)}
 
     def learn(
         self,
@@ -243,8 +244,18 @@ class TrainingRun(Generic[C]):
         initial_params: Callable[[], dict[str, Any]] | None = None,
         predicted: float = 1.0,
         param_shapes: Mapping[str, Any] | None = None,
+        base_params: Callable[[], dict[str, Any]] | None = None,
+        models: Mapping[str, TransformerConfig] = MappingProxyType({}),
     ) -> dict[str, float]:
-        """As `train`, from any source of batches."""
+        """As `train`, from any source of batches.
+
+        Args:
+            stream: the batches.
+            model, objective, evaluation, initial_params, predicted, param_shapes: see `train`.
+            base_params: makes those parameters that are not in checkpoints, and perhaps others,
+                where a run goes on; None: `initial_params` does.
+            models: what is trained, by where its parameters stand, if not `model` alone.
+        """
         config, shapes = self.config, param_shapes or self.param_shapes(model)
         trained, _ = trees.split(shapes, config.trained)
         paths = {path for path, _ in trees.leaves_with_paths(trained)}
@@ -260,9 +271,16 @@ class TrainingRun(Generic[C]):
                 source=stream.source,
                 evaluate=evaluation,
                 ledger=self.ledger,
-                flops_per_token=model_training_flops_per_token(
-                    model, stream.seq_len, predicted, paths
+                flops_per_token=sum(
+                    model_training_flops_per_token(
+                        each,
+                        stream.seq_len,
+                        predicted,
+                        {path.removeprefix(begin) for path in paths if path.startswith(begin)},
+                    )
+                    for begin, each in (models or {"": model}).items()
                 ),
+                base_params=base_params,
                 source_scalars=stream.scalars,
                 prepare=stream.prepare,
                 extra=stream.extra,
@@ -270,7 +288,6 @@ class TrainingRun(Generic[C]):
             final = evaluation.final_scores(state, frozen)
         counted = {
             "model/parameters": float(trees.size(self.param_shapes(model))),
-            "train/tokens": float(self.drawn * stream.seq_len),
             "train/skipped": float(state.skipped),
         }
         return final | measured | counted

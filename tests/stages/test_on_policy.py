@@ -7,6 +7,7 @@ import pytest
 
 from jaxllm import trees
 from jaxllm.checkpoints.load import load_model
+from jaxllm.reporting.samples import read_samples
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
 WAYS = {
@@ -64,7 +65,11 @@ def test_a_policy_earns_more(way, learn, command, curve, finished_run, tmp_path)
         assert kl[48] > 1e-3
     summary = json.loads((run / "summary.json").read_text())
     assert summary["eval/reward"] == pytest.approx(curve(run, "eval/reward")[48])
-    assert "  " in (run / "samples.md").read_text()
+    samples = [sample for sample in read_samples(run / "samples.md") if sample.step == 48]
+    assert len(samples) == 3
+    for sample in samples:
+        assert sample.prompt.startswith("say ")
+        assert sample.score == ("a" in sample.text)
     # What it has made is a language model like that it began from.
     after, before = parameters(run), parameters(finished_run)
     assert after.keys() == before.keys()

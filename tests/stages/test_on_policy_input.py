@@ -219,7 +219,8 @@ def test_a_reward_model_of_other_tokens_is_shown_the_text(
 )
 def test_a_value_function_of_other_tokens_is_refused(fields, field, refused, of_bytes):
     given = {name: of_bytes[v] if name.endswith("init") else v for name, v in fields.items()}
-    line = refused("ppo", **given)
+    rewards = "reward_model" if "reward__init" in fields else "regex(a)"
+    line = refused("ppo", **given, rewards=rewards)
     (run,) = {str(path) for path in given.values() if path is not True}
     assert f"{field}: {run} has another tokenizer than the policy" in line
     assert line.endswith("give one with the same as config.value.init.")
@@ -229,6 +230,7 @@ def test_a_value_function_of_the_same_tokens_beside_a_reward_model_of_others(
     learn, finished_run, of_bytes, tmp_path
 ):
     given = {"reward__init": of_bytes[1], "reward__retokenise": True, "value__init": finished_run}
+    given["rewards"] = "reward_model"
     assert learn("ppo", tmp_path / "run", **given, steps=1).code == 0
 
 
@@ -269,11 +271,26 @@ def test_a_value_function_of_the_same_tokens_beside_a_reward_model_of_others(
             },
             "config.lora.base: ",
         ),
+        (
+            "grpo",
+            {"rl__group_size": 1, "grpo__advantages": "global", "grpo__filter_groups": True},
+            "config.grpo.filter_groups: a group of one has no spread",
+        ),
         ("grpo", {"batch_size": 12}, "config.batch_size: 12 rows cannot be divided over the 8"),
     ],
 )
 def test_what_cannot_be(stage, fields, told, refused):
     assert told in refused(stage, **fields)
+
+
+def test_a_reference_of_other_tokens_is_refused(refused, of_bytes):
+    line = refused("grpo", reference__init=of_bytes[0], rl__kl_coef=0.1)
+    assert f"config.reference.init: {of_bytes[0]} has another tokenizer than the policy" in line
+
+
+def test_a_reward_model_that_is_no_reward_is_told(refused, of_bytes):
+    line = refused("ppo", reward__init=of_bytes[1], rewards="regex(a)")
+    assert "does not ask the reward model of config.reward.init; add reward_model" in line
 
 
 def test_as_many_tokens_as_the_model_has_positions(learn, tmp_path):
