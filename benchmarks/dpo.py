@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 from in_turn import Step, measure, work
-from llama import HEADS, LAYERS, MLP, VOCAB, WIDTH, jaxllm_training, transformers_llama
+from llama import VOCAB, jaxllm_training, transformers_llama, tunix_llama
 
 PAIRS, LENGTH, PROMPT = 16, 256, 64
 
@@ -158,22 +158,9 @@ def tunix_step() -> Step:
     import jax
     import optax
     from flax import nnx
-    from tunix.models.llama3.model import Llama3, ModelConfig
     from tunix.sft.dpo.dpo_trainer import DPOTrainer, DPOTrainingConfig, TrainingInput
 
-    config = ModelConfig(
-        num_layers=LAYERS,
-        vocab_size=VOCAB,
-        embed_dim=WIDTH,
-        hidden_dim=MLP,
-        num_heads=HEADS,
-        head_dim=WIDTH // HEADS,
-        num_kv_heads=HEADS,
-        rope_theta=10_000,
-        norm_eps=1e-5,
-        weight_tying=True,
-    )
-    model, reference = (Llama3(config, rngs=nnx.Rngs(0)) for _ in range(2))
+    model, reference = tunix_llama(), tunix_llama()
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.1))
     trainer = DPOTrainer(
         model,

@@ -1,4 +1,5 @@
-"""The model that the benchmarks share: a Llama of 8.5 M parameters, ours and Transformers'."""
+"""The model that the benchmarks share: a Llama of 8.5 M parameters, ours and
+that of Transformers and Tunix."""
 
 import os
 from collections.abc import Callable
@@ -67,3 +68,23 @@ def transformers_llama(**options: Any):
         **options,
     )
     return LlamaForCausalLM(config)
+
+
+def tunix_llama(kind: Any = None, tied: bool = True) -> Any:
+    """The model in Tunix."""
+    from flax import nnx
+    from tunix.models.llama3.model import Llama3, ModelConfig
+
+    config = ModelConfig(
+        num_layers=LAYERS,
+        vocab_size=VOCAB,
+        embed_dim=WIDTH,
+        hidden_dim=MLP,
+        num_heads=HEADS,
+        head_dim=WIDTH // HEADS,
+        num_kv_heads=HEADS,
+        rope_theta=10_000,
+        norm_eps=1e-5,
+        weight_tying=tied,
+    )
+    return (kind or Llama3)(config, rngs=nnx.Rngs(0))
