@@ -20,6 +20,9 @@ from jaxllm.ops.vocabulary import logits
 from jaxllm.rollouts.source import ROLLOUT, TOLD, Rollouts
 from jaxllm.rollouts.writer import Writer
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
+from jaxllm.stages import on_policy_run
+from jaxllm.stages import ppo as ppo_stage
+from jaxllm.stages.ppo import PpoConfig
 from jaxllm.tokenizers.tokenizer import load_tokenizer
 from jaxllm.training.learning_rates import layer_factors
 
@@ -134,6 +137,59 @@ def log_probs(model, params, rows, temperature):
     scores -= np.log(np.sum(np.exp(scores), axis=-1, keepdims=True))
     chosen = np.take_along_axis(scores, rows["targets"][..., None], axis=-1)[..., 0]
     return np.where(rows["loss_weights"] > 0, chosen, 0.0)
+
+
+def test_ppo_has_the_defaults_of_the_reference():
+    """Those of Ziegler et al. 2019 and Stiennon et al. 2020."""
+    config = PpoConfig()
+    assert (config.rl.kl_coef, config.rl.kl_target, config.rl.kl_horizon) == (0.05, 0, 10_000)
+    assert (config.rl.epochs, config.temperature, config.optimizer.eps) == (4, 0.7, 1e-5)
+    assert (config.rl.missing_end, config.rl.missing_end_penalty) == ("keep", 1)
+    ppo = config.ppo
+    assert (ppo.gamma, ppo.lam) == (1, 0.95)
+    assert (ppo.whiten_advantages, ppo.whiten_rewards) == (True, False)
+    assert (ppo.clip_low, ppo.clip_high, ppo.value_clip, ppo.value_coefficient) == (0.2,) * 3 + (
+        0.1,
+    )
+    assert (ppo.entropy_bonus, ppo.kl_loss, ppo.max_kl, ppo.ratio) == (0, 0, 0, "token")
+    assert (ppo.normalisation, config.value.shared, config.value.init) == ("token", False, "")
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_nothing_is_dropped(stage, learn, curve, tmp_path):
+    """Of a model that drops activations where it is tuned."""
+    for name, rate in (("with", 0.5), ("without", 0.0)):
+        learn(stage, tmp_path / name, model__dropout=rate, steps=2, eval__every=2)
+    for name in ("train/loss", "train/grad_norm", "rollout/reward", "rollout/logprob_gap"):
+        assert curve(tmp_path / "with", name) == curve(tmp_path / "without", name)
+
+
+def test_models_that_are_frozen_may_be_narrow(
+    learn, watched, curve, reward_run, tmp_path, monkeypatch
+):
+    """The reference and the reward model in bfloat16 say nearly what they say in float32."""
+    judges, load = [], on_policy_run.judge_of
+    monkeypatch.setattr(
+        on_policy_run, "judge_of", lambda *given: judges.append(load(*given)) or judges[-1]
+    )
+    monkeypatch.setattr(ppo_stage, "judge_of", on_policy_run.judge_of)
+    given = {"reward__init": reward_run, "rewards": "", "steps": 1, "ppo__kl_loss": 0.1}
+    for dtype in ("float32", "bfloat16"):
+        narrow = {"reference__dtype": dtype, "reward__dtype": dtype}
+        learn("ppo", tmp_path / dtype, **given, **narrow)
+    for dtype, rollout, judge in zip(
+        ("float32", "bfloat16"), watched.rollouts, judges, strict=True
+    ):
+        frozen = (rollout.params["reference"], judge.model.params)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(frozen)} == {dtype}
+        trained = (rollout.params["policy"], rollout.params["value"])
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(trained)} == {"float32"}
+    wide, narrow = (rollout.rows["reference_log_probs"] for rollout in watched.rollouts)
+    assert 0 < np.abs(wide - narrow).max() < 0.05
+    wide, narrow = (
+        curve(tmp_path / dtype, "rollout/reward")[1] for dtype in ("float32", "bfloat16")
+    )
+    assert 0 < abs(wide - narrow) < 0.05
 
 
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])

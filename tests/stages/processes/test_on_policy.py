@@ -60,14 +60,15 @@ def check_alike(stage, one, other):
         ("grpo", {"rl.group_size": 4, "lora.rank": 2, "rl.epochs": 3}),
         ("grpo", {"rl.group_size": 4, "mesh.fsdp": 2, "micro_batch_size": 8}),
         ("ppo", {"mesh.fsdp": 2, "rewards": "reward_model,regex(a)"}),
+        ("ppo", {"mesh.fsdp": 2}),
     ],
-    ids=["grpo_lora", "grpo", "ppo"],
+    ids=["grpo_lora", "grpo", "ppo", "ppo_alone"],
 )
 def test_several_processes_learn_as_one_does_and_go_on_after_a_fault(
     stage, fields, arguments, start, wait_for, finished_run, json_lines, tmp_path
 ):
     given = {"init": finished_run, "data.train": json_lines(PROMPTS), **STEPS, **fields}
-    if stage == "ppo":
+    if "reward_model" in given.get("rewards", ""):
         given["reward.init"] = tmp_path / "reward"
         of_reward = {"init": finished_run, "data.train": json_lines(PAIRS), "data.seq_len": 96}
         reward = start(arguments("reward", given["reward.init"], of_reward), 1)
