@@ -7,9 +7,9 @@ Trains, one run after another, with three seeds each,
 - PPO by an exact reward (`exact`), from a model that copies letters, seldom without a fault;
 - PPO by a learnt reward model, with the exact reward measured beside it: held to where it began
   (`held`), and not (`free`);
-- a model that thinks before it answers (`traces`), tuned on 500 worked examples until more steps
+- a model that thinks before it answers (`traces`), tuned on 70 worked examples until more steps
   help no more, and from there GRPO by whether answers are right (`grpo`); beside it the tuning gone
-  on with for as long (`longer`), and tuning on answers alone (`answers`).
+  on with for as long (`longer`), and tuning on the answers of these examples alone (`answers`).
 
 Prints the tables as Markdown, and draws `curves.png` into the work directory. What is finished is
 not made again, and what was cut off goes on. `--only=REGEX` makes runs whose whole name matches,
@@ -36,21 +36,21 @@ SEEDS = (0, 1, 2)
 PPO = (
     *("data.train=builtin:copying:200k-220k", f"data.eval={copying.HELD_OUT}"),
     *("rl.max_prompt=64", "max_new_tokens=24", "batch_size=128", "rl.minibatches=2"),
-    *("rl.epochs=2", "optimizer.learning_rate=2e-4", "optimizer.schedule=constant"),
-    *("optimizer.learning_rates=value/.*:10", "checkpoint.every=200", "log.every=4"),
+    *("rl.epochs=2", "optimizer.learning_rate=2e-4", "optimizer.learning_rates=value/.*:10"),
+    *("checkpoint.every=200", "log.every=4"),
 )
-HELD_OUT = "builtin:chain:500"
+HELD_OUT = "builtin:last_digit:500"
 TRACES = (
-    *("data.train=builtin:chain:1k-1500", f"data.eval={HELD_OUT}", "data.seq_len=192"),
-    *("batch_size=32", "optimizer.learning_rate=1e-3", "eval.every=100", "max_new_tokens=128"),
+    *("data.train=builtin:last_digit:500-570", f"data.eval={HELD_OUT}", "data.seq_len=192"),
+    *("batch_size=8", "optimizer.learning_rate=1e-3", "eval.every=40", "max_new_tokens=96"),
 )
 LAYOUTS = {"traces": "think", "longer": "think", "answers": "leave_out"}
-TUNING_STEPS = {"traces": 300, "longer": 300, "answers": 300}
+TUNING_STEPS = {"traces": 160, "longer": 1000, "answers": 160}
 GRPO = (
-    *("data.train=builtin:chain:10k-60k", f"data.eval={HELD_OUT}", "rewards=numeric"),
-    *("rl.max_prompt=128", "max_new_tokens=128", "batch_size=128", "steps=120", "log.every=2"),
-    *("optimizer.learning_rate=5e-5", "optimizer.schedule=constant", "checkpoint.every=60"),
-    "eval.every=20",
+    *("data.train=builtin:last_digit:1k-40k", f"data.eval={HELD_OUT}", "rewards=numeric"),
+    *("rl.max_prompt=128", "max_new_tokens=96", "batch_size=128", "rl.epochs=2"),
+    *("rl.minibatches=2", "steps=120", "optimizer.learning_rate=1e-4"),
+    *("optimizer.warmup_steps=10", "checkpoint.every=60", "eval.every=20", "log.every=2"),
 )
 
 
@@ -67,16 +67,17 @@ def runs() -> dict[str, Run]:
             "pretrain",
             "",
             (
-                *(*worked, *size, "data.train=builtin:arithmetic:10k-110k", "data.seq_len=192"),
-                *("batch_size=32", "steps=600", "references=False", "eval.every=200"),
+                *(*worked, *size, "data.seq_len=192", "batch_size=32", "steps=1000"),
+                *("data.train=builtin:arithmetic:10k-110k@0.5,builtin:chain:1k-5k@0.5",),
+                *("data.eval=builtin:chain:500", "references=False", "eval.every=250"),
             ),
         ),
     }
     for seed in SEEDS:
         given = (*PPO, f"seed={seed}")
-        exact = ("rewards=exact_match", "ppo.lam=1", "steps=400", "eval.every=40")
+        exact = ("rewards=exact_match", "ppo.lam=1", "steps=360", "eval.every=30")
         made[f"exact-{seed}"] = Run("ppo", "student", (*given, *exact))
-        by_model = ("rewards=reward_model:1,exact_match:0", "steps=200", "eval.every=20")
+        by_model = ("rewards=reward_model:1,exact_match:0", "steps=120", "eval.every=20")
         for name, coefficient in (("free", 0), ("held", 1)):
             fields = (*given, *by_model, f"rl.kl_coef={coefficient}")
             made[f"{name}-{seed}"] = Run("ppo", "student", fields, {"reward.init": "judge"})
@@ -132,7 +133,7 @@ def _reasoning(done: Mapping[str, Mapping[str, float]], folder: Path) -> Iterato
         found = [run for seed in SEEDS if (run := f"{name}-{seed}") in done]
         if found:
             right = [
-                answers.mean_reward(folder / run, HELD_OUT, "numeric", 500, 128) for run in found
+                answers.mean_reward(folder / run, HELD_OUT, "numeric", 500, 96) for run in found
             ]
             seconds = [done[run]["time/total"] for run in found]
             yield f"| {name} | {_spread(right)} | {_spread(seconds, '.0f')} |"

@@ -1,4 +1,5 @@
-"""Tasks with known answers, generated: arithmetic, worked chains, countdown, copying, sorting.
+"""Tasks with known answers, generated: arithmetic, worked chains, last digits, countdown, copying,
+sorting.
 
 A task is a list of levels, and a level is a function that makes a record's fields from numbers it
 draws. The first draws are the digits of the record's own number, so that two records of a level
@@ -123,7 +124,24 @@ def _chain(draw: Draw, length: int) -> Fields:
         sentences.append(f"{_IN_WORDS[operation]} {operand}.")
         working.append(f"{value} {operation} {operand} = {result}")
         value = result
-    question, reasoning = " ".join([*sentences, "What is the result?"]), "\n".join(working)
+    return _worked([*sentences, "What is the result?"], working, value)
+
+
+def _last_digit(draw: Draw, length: int) -> Fields:
+    """Sums and products of one digit, each of the last digit of the result before it."""
+    value = draw.own(0, 9)
+    sentences, working = [f"Start with {value}."], []
+    for _ in range(length):
+        operation, operand = _ONE_DIGIT[draw.own(0, len(_ONE_DIGIT) - 1)]
+        result = _OPERATIONS[operation](value, operand)
+        sentences.append(f"{_IN_WORDS[operation]} {operand}.")
+        working.append(f"{value} {operation} {operand} = {result}")
+        value = result % 10
+    return _worked([*sentences, "What is the last digit?"], working, value)
+
+
+def _worked(sentences: list[str], working: list[str], value: int) -> Fields:
+    question, reasoning = " ".join(sentences), "\n".join(working)
     # The answer is marked as in GSM8K.
     fields = _fields(question, f"{reasoning}\n#### {value}", answer=str(value))
     return fields | {"question": question, "reasoning": reasoning}
@@ -180,6 +198,8 @@ _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
     "*": lambda a, b: a * b,
 }
 _IN_WORDS = {"+": "Add", "-": "Subtract", "*": "Multiply by"}
+# By these all last digits stay as likely as each other: to guess is right once in ten times.
+_ONE_DIGIT = [*(("+", operand) for operand in range(2, 10)), ("*", 3), ("*", 7), ("*", 9)]
 
 
 def _fields(prompt: str, response: str, answer: str = "", text: str = "") -> Fields:
@@ -221,6 +241,10 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("arithmetic", tuple(_arithmetic_levels())),
         Task("chain", _levels(_chain, range(2, 6), lambda length: 99 * 24**length)),
+        Task(
+            "last_digit",
+            _levels(_last_digit, range(2, 6), lambda length: 10 * len(_ONE_DIGIT) ** length),
+        ),
         Task("countdown", _levels(_countdown, range(3, 5), lambda length: 99**length)),
         Task("copying", _levels(_copying, range(2, 11), lambda length: 26**length)),
         Task("sorting", _levels(_sorting, range(2, 9), lambda length: 100**length)),

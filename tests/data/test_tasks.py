@@ -72,6 +72,25 @@ def test_a_chain_reaches_its_answer_by_the_steps_it_asks_for():
         assert record["response"] == f"{record['reasoning']}\n#### {value}"
 
 
+def test_a_last_digit_is_that_of_the_steps_asked_for():
+    words = {"Add": "+", "Multiply by": "*"}
+    seen = collections.Counter()
+    for record in records("last_digit"):
+        start = re.match(r"Start with (\d)\.", record["question"])[1]
+        steps = re.findall(r"(Add|Multiply by) (\d)\.", record["question"])
+        whole = digit = int(start)
+        for (word, operand), line in zip(steps, record["reasoning"].split("\n"), strict=True):
+            sign, operand = words[word], int(operand)
+            assert line == f"{digit} {sign} {operand} = {OPERATIONS[sign](digit, operand)}"
+            digit = OPERATIONS[sign](digit, operand) % 10
+            whole = OPERATIONS[sign](whole, operand)
+        assert record["answer"] == str(digit) == str(whole)[-1]
+        assert record["response"] == f"{record['reasoning']}\n#### {digit}"
+        seen[digit] += 1
+    # So none is worth guessing.
+    assert max(seen.values()) < 1.3 * 150
+
+
 def test_a_countdown_solution_reaches_its_target_with_the_numbers_given():
     for record in records("countdown"):
         value, used = worth(record["solution"])

@@ -35,6 +35,15 @@ def test_a_row_has_a_prompt_and_what_the_policy_has_chosen():
     np.testing.assert_array_equal(rows["targets"][1], [9, 0, 0, 0, 0, 0, 0, 0])
 
 
+def test_padding_is_told_by_length_and_not_by_its_token():
+    """A token may be padding and end a response, or be chosen anywhere."""
+    rows = rows_of([asked(1, 0), asked(1, 5)], [written([7, 0, 8, 0]), written([7, 6, 8, 2])], 8)
+    np.testing.assert_array_equal(rows["tokens"][0], [1, 0, 7, 0, 8, 0, 0, 0])
+    np.testing.assert_array_equal(rows["tokens"][1], [1, 5, 7, 6, 8, 2, 0, 0])
+    for name in ("positions", "segment_ids", "loss_weights", "value_weights", "sampler_log_probs"):
+        np.testing.assert_array_equal(*rows[name])
+
+
 def test_what_a_tool_has_written_is_no_action():
     response = Response((7, 8, 9, 2), (-1.0, 0.0, 0.0, -2.0), (True, False, False, True), "", True)
     rows = rows_of([asked(1, 5)], [response], 8)

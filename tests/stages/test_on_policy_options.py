@@ -419,7 +419,8 @@ def test_a_policy_is_what_later_stages_begin_from(
     # And held to another model than it begins from.
     fields = {"init": tmp_path / "ppo", "reference__init": finished_run, "steps": 1}
     learn("ppo", tmp_path / "held", **fields)
-    assert curve(tmp_path / "held", "ppo/kl")[1] > 1e-3
+    # Of a few responses it may be below 0.
+    assert abs(curve(tmp_path / "held", "ppo/kl")[1]) > 1e-3
     pairs = [{"prompt": f"say {n}", "chosen": "b" * 3, "rejected": "a" * 3} for n in range(40)]
     given = {"init": tmp_path / "ppo", "data__train": json_lines(pairs), "data__seq_len": 48}
     for stage in ("reward", "dpo"):
