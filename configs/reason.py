@@ -2,10 +2,10 @@
 
     python -m jaxllm.main --config=configs/reason.py --workdir=runs/reason
 
-1. `base` reads worked chains of calculations (`builtin:chain`).
-2. `traces` learns to think first, `<think>…</think>`, and then to answer: what a teacher has
-   written and what is right (black-box distillation). With traces of your own, records of
-   `question`, `reasoning` and `answer`: --config.traces.data.train=mine.jsonl
+1. `base` reads calculations (`builtin:arithmetic`, `builtin:chain`).
+2. `traces` learns of 70 worked examples of another task (`builtin:last_digit`) to think first,
+   `<think>…</think>`, and then to answer: black-box distillation. With traces of your own, records
+   of `question`, `reasoning` and `answer`: --config.traces.data.train=mine.jsonl
 3. `reasoner` learns from its own answers by whether they are right (GRPO).
 
 Each has its run directory below the work directory, is left alone once it is finished, and goes on
@@ -30,9 +30,10 @@ def get_config() -> ConfigDict:
 
 
 def base() -> ConfigDict:
-    """A small model that has seen such calculations."""
+    """A small model that has seen calculations."""
     config = config_dict(PretrainConfig())
-    config.data.train = "builtin:chain:20k"
+    config.data.train = "builtin:arithmetic:10k-110k@0.5,builtin:chain:1k-5k@0.5"
+    config.data.eval = "builtin:chain:500"
     config.data.cleaning.near_duplicates = 0.0
     config.data.seq_len = 192
     config.tokenizer.kind = "bytes"
@@ -41,8 +42,14 @@ def base() -> ConfigDict:
     config.model.heads = 4
     config.batch_size = 32
     config.steps = 1000
+    config.optimizer.name = "muon"
     config.optimizer.learning_rate = 2e-3
+    to_zero(config)
+    config.checkpoint.every = 100
+    config.eval.every = 250
     config.references = False
+    config.prompt = "Start with 4."
+    config.max_new_tokens = 96
     return config
 
 
@@ -50,11 +57,16 @@ def traces() -> ConfigDict:
     """Thinks before it answers."""
     config = config_dict(SftConfig())
     config.init = "base"
-    config.data.train = "builtin:chain:20k-24k"
+    config.data.train = "builtin:last_digit:500-570"
+    config.data.eval = "builtin:last_digit:200"
     config.data.seq_len = 192
     config.sft.reasoning = "think"
-    config.batch_size = 32
-    config.steps = 200
+    config.batch_size = 8
+    config.steps = 160
+    config.optimizer.learning_rate = 1e-3
+    to_zero(config)
+    config.checkpoint.every = 100
+    config.eval.every = 40
     config.max_new_tokens = 96
     return config
 
@@ -63,17 +75,27 @@ def reasoner() -> ConfigDict:
     """Is right more often."""
     config = config_dict(GrpoConfig())
     config.init = "traces"
-    config.data.train = "builtin:chain:24k-40k"
-    config.data.eval = "builtin:chain:40k-40200"
-    config.rewards = "numeric:1,format:0.1"
+    config.data.train = "builtin:last_digit:1k-40k"
+    config.data.eval = "builtin:last_digit:200"
+    config.rewards = "numeric"
     config.rl.max_prompt = 128
+    config.rl.epochs = 2
+    config.rl.minibatches = 2
     config.rl.eval_temperature = 1.0
     config.rl.eval_samples = 8
     config.batch_size = 128
-    config.steps = 200
+    config.steps = 120
     config.max_new_tokens = 96
-    config.optimizer.learning_rate = 2e-4
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 10
     config.optimizer.weight_decay = 0.0
-    config.checkpoint.every = 50
-    config.eval.every = 50
+    config.checkpoint.every = 40
+    config.eval.every = 40
     return config
+
+
+def to_zero(config: ConfigDict) -> None:
+    """The learning rate falls in a line."""
+    config.optimizer.schedule = "linear"
+    config.optimizer.warmup_steps = 20
+    config.optimizer.final_fraction = 0.0

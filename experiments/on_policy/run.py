@@ -45,7 +45,7 @@ TRACES = (
     *("batch_size=8", "optimizer.learning_rate=1e-3", "eval.every=40", "max_new_tokens=96"),
 )
 LAYOUTS = {"traces": "think", "longer": "think", "answers": "leave_out"}
-TUNING_STEPS = {"traces": 160, "longer": 1000, "answers": 160}
+TUNING_STEPS = {"traces": 160, "longer": 1300, "answers": 160}
 GRPO = (
     *("data.train=builtin:last_digit:1k-40k", f"data.eval={HELD_OUT}", "rewards=numeric"),
     *("rl.max_prompt=128", "max_new_tokens=96", "batch_size=128", "rl.epochs=2"),
@@ -75,9 +75,12 @@ def runs() -> dict[str, Run]:
     }
     for seed in SEEDS:
         given = (*PPO, f"seed={seed}")
-        exact = ("rewards=exact_match", "ppo.lam=1", "steps=360", "eval.every=30")
+        exact = ("rewards=exact_match", "ppo.lam=1", "steps=240", "eval.every=20")
         made[f"exact-{seed}"] = Run("ppo", "student", (*given, *exact))
-        by_model = ("rewards=reward_model:1,exact_match:0", "steps=120", "eval.every=20")
+        by_model = (
+            *("rewards=reward_model:1,exact_match:0", "steps=120", "eval.every=20"),
+            "optimizer.schedule=constant",
+        )
         for name, coefficient in (("free", 0), ("held", 1)):
             fields = (*given, *by_model, f"rl.kl_coef={coefficient}")
             made[f"{name}-{seed}"] = Run("ppo", "student", fields, {"reward.init": "judge"})
