@@ -16,7 +16,7 @@ Prints a line for each run and a table; ends with 1 if a run failed. `outcomes.j
 each run, and what a failed run left stays. README.md has the table as it was seen.
 
 `--task=lora` does so with a run that fine-tunes a model, made first: `sft`, `lora`,
-`classify`, `reward` or `dpo`.
+`classify`, `reward`, `dpo`, `grpo` or `ppo`.
 `--only=kill,term-one --processes=2 --runs=10` chooses, and options of `jaxllm.main` may follow,
 such as `--config.model.width=256`. A full disk needs the right to mount a file system.
 """
@@ -50,7 +50,6 @@ SETTINGS = (
     "--config.log.every=1",
     "--config.log.watchdog=45",  # so that a life that hangs says where
     "--config.batch_size=8",
-    "--config.data.seq_len=64",
     "--config.data.eval_fraction=0.2",
     "--config.optimizer.name=adamw",
     "--config.optimizer.learning_rate=0.001",
@@ -65,13 +64,23 @@ MODEL = (
     "--config.max_new_tokens=4",
     "--config.references=False",
 )
+_ROWS = "--config.data.seq_len=64"
+_ROLLOUTS = (
+    "--config.rewards=regex(a)",
+    "--config.rl.max_prompt=48",
+    "--config.max_new_tokens=8",
+    "--config.rl.kl_coef=0.1",
+    "--config.rl.epochs=3",  # so that most faults come amid a rollout
+)
 TASKS = {
-    "pretrain": ("pretrain.py:tiny", MODEL),
-    "sft": ("sft.py", ("--config.max_new_tokens=4",)),
-    "lora": ("sft.py", ("--config.max_new_tokens=4", "--config.lora.rank=2")),
-    "classify": ("classify.py", ("--config.train.trainable=last:1",)),
-    "reward": ("reward.py", ()),
-    "dpo": ("dpo.py", ("--config.max_new_tokens=4", "--config.lora.rank=2")),
+    "pretrain": ("pretrain.py:tiny", (_ROWS, *MODEL)),
+    "sft": ("sft.py", (_ROWS, "--config.max_new_tokens=4")),
+    "lora": ("sft.py", (_ROWS, "--config.max_new_tokens=4", "--config.lora.rank=2")),
+    "classify": ("classify.py", (_ROWS, "--config.train.trainable=last:1")),
+    "reward": ("reward.py", (_ROWS,)),
+    "dpo": ("dpo.py", (_ROWS, "--config.max_new_tokens=4", "--config.lora.rank=2")),
+    "grpo": ("grpo.py", _ROLLOUTS),
+    "ppo": ("ppo.py", _ROLLOUTS),
 }
 """What runs do: the configuration, and settings beside those of all."""
 
@@ -235,6 +244,8 @@ def _write_corpus(path: Path, task: str) -> None:
             for _ in range(draw.randint(20, 80)):
                 text.append(draw.choice(followers[text[-1]]))
             record = {"text": " ".join(text), "label": text[0] < "h"}
+            if task in ("grpo", "ppo"):
+                record = {"prompt": " ".join(text[:5])}
             if task in ("sft", "lora"):
                 record = {"prompt": " ".join(text[:5]), "response": " ".join(text[5:30])}
             if task in ("reward", "dpo"):

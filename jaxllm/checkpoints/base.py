@@ -1,7 +1,8 @@
 """A model that a run needs again: where it is, and whether it is the same.
 
 A run that trains low-rank pairs keeps them alone, and of their base this in `base.json`; one that
-is held to a reference has the same of that in `reference.json`:
+is held to a reference has the same of that in `reference.json`, and one that a reward model judges
+in `judge.json`:
 
     path, relative    where the model is, from the root and from the run's directory
     checksums         of each parameter rounded to bfloat16, whatever dtype it is held in
@@ -38,6 +39,9 @@ BASE = Role(
 )
 REFERENCE = Role(
     "reference.json", "is held to a reference, which", "the reference that {} began with"
+)
+JUDGE = Role(
+    "judge.json", "is judged by a reward model, which", "the reward model that {} began with"
 )
 
 

@@ -60,7 +60,8 @@ class Burst(NamedTuple):
     tokens: Int[Array, "steps slots"]
     """-1 where a slot was idle."""
     log_probs: Float[Array, "steps slots"]
-    """Of each token under the model: at temperature 1, of all tokens, without a penalty."""
+    """Of each token under the model: of all tokens, without a penalty, at temperature 1 or, where
+    that is asked for, at the one that it was drawn at."""
     steps: Int[Array, ""]
     """How many steps there were."""
 

@@ -72,7 +72,8 @@ class Completion:
     ids: tuple[int, ...]
     """The new tokens; one that ended the text is the last."""
     log_probs: tuple[float, ...]
-    """Of each new token under the model itself: at temperature 1, of all tokens."""
+    """Of each new token under the model itself, of all tokens: at temperature 1, or at that of the
+    draw (`Engine`'s `tempered`)."""
     text: str
     """The new tokens decoded, up to the first stop string."""
     finish: str

@@ -55,7 +55,7 @@ class PolicyLossConfig:
     kl_loss: float = 0.0
     """Coefficient of the divergence from the reference in the loss."""
     entropy_bonus: float = 0.0
-    """Coefficient of the entropy."""
+    """Coefficient of the entropy (Williams and Peng 1991; Schulman et al. 2017, equation 9)."""
 
     def __post_init__(self) -> None:
         for name in ("kl_loss", "entropy_bonus"):

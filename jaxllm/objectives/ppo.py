@@ -35,9 +35,10 @@ class PpoLossConfig(PolicyLossConfig):
     """The surrogate, and the loss of values."""
 
     value_coefficient: float = 0.1
-    """Coefficient of the loss of values."""
+    """Coefficient of the loss of values (Ziegler et al. 2019)."""
     value_clip: float = 0.2
-    """How far from its value at the rollout a value may go and still gain; 0: as far as it may."""
+    """How far from its value at the rollout a value may go and still gain (Ziegler et al. 2019;
+    Engstrom et al. 2020, https://arxiv.org/abs/2005.12729); 0: as far as it may."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -105,14 +105,16 @@ def has_spread(scores: Responses, group_size: int) -> Bool[Array, " rows"]:
 
 def explained_variance(values: Tokens, returns: Tokens, where: Mask) -> Float[Array, ""]:
     """1 - Var(returns - values) / Var(returns): 1 where values foretell returns, 0 where they are
-    no better than a constant."""
+    no better than a constant, and where there is nothing to foretell, as all returns are alike."""
 
     def variance(x: Tokens) -> Float[Array, ""]:
         count = jnp.maximum(jnp.sum(where), 1)
         mean = jnp.sum(jnp.where(where, x, 0.0)) / count
         return jnp.sum(jnp.where(where, jnp.square(x - mean), 0.0)) / count
 
-    return 1 - variance(returns - values) / jnp.maximum(variance(returns), _EPS)
+    of_returns = variance(returns)
+    found = 1 - variance(returns - values) / jnp.maximum(of_returns, _EPS)
+    return jnp.where(of_returns > _EPS, found, 0.0)
 
 
 def adapted_kl_coefficient(

@@ -28,4 +28,5 @@ def _written(value: Fraction) -> str:
     """A number as people write it: whole, or as a decimal without zeros at its end."""
     if value.denominator == 1:
         return str(value.numerator)
-    return f"{float(value):.{_DIGITS}f}".rstrip("0").rstrip(".")
+    written = f"{float(value):.{_DIGITS}f}".rstrip("0").rstrip(".")
+    return "0" if written == "-0" else written

@@ -19,7 +19,8 @@ class RolloutConfig:
     max_prompt: int = 128
     """Tokens of a prompt at most; prompts that are longer are left out."""
     kl_coef: float = 0.0
-    """β: what each action's log π - log π_ref takes away from its reward."""
+    """β: what each action's log π - log π_ref takes away from its reward (Ziegler et al. 2019,
+    section 2.2, https://arxiv.org/abs/1909.08593)."""
     kl_target: float = 0.0
     """What β is led towards: nats of a whole response, as Ziegler et al. 2019, section 2.2
     (https://arxiv.org/abs/1909.08593) do; 0: β stays as it is."""
@@ -27,7 +28,8 @@ class RolloutConfig:
     """Over how many responses β follows."""
     missing_end: str = "keep"
     """What a response is worth that does not end: `keep`, what it is worth; `replace`, -1 times
-    `missing_end_penalty`; `subtract`, that much less."""
+    `missing_end_penalty`, as Ziegler et al. 2019 do (Huang et al. 2024,
+    https://arxiv.org/abs/2403.17031); `subtract`, that much less."""
     missing_end_penalty: float = 1.0
     overlong_buffer: int = 0
     """Over the last so many tokens up to `max_new_tokens` the score falls by up to 1 (the soft

@@ -82,10 +82,16 @@ class GroupEstimator:
         ratios = log_ratios(rows) if self.has_reference else jnp.zeros_like(rows["loss_weights"])
         penalties = kl_coef * ratios
         spread = has_spread(scores, group)
+        learnt = jnp.ones_like(spread)
+        if config.filter_groups:
+            learnt &= spread
+        if config.filter_overlong:
+            learnt &= ended
         if config.advantages == "global":
             apart = group_advantages(scores, group, False) if group > 1 else scores
             rewards = at_last(actions, apart) - penalties
-            advantages = whitened(returns_to_go(rewards, actions, 1.0), actions)
+            learnt_from = actions & learnt[:, None]
+            advantages = whitened(returns_to_go(rewards, actions, 1.0), learnt_from)
         else:
             totals = scores - jnp.sum(penalties, axis=1)
             if config.advantages == "leave_one_out":
@@ -93,11 +99,6 @@ class GroupEstimator:
             else:
                 found = group_advantages(totals, group, config.divide_by_std)
             advantages = jnp.where(actions, found[:, None], 0.0)
-        learnt = jnp.ones_like(spread)
-        if config.filter_groups:
-            learnt &= spread
-        if config.filter_overlong:
-            learnt &= ended
         found_rows = {
             **rows,
             "advantages": advantages,
@@ -112,11 +113,13 @@ class GaeConfig:
     """How advantages come of rewards and values."""
 
     gamma: float = 1.0
-    """γ: what comes an action later counts so many times as much."""
+    """γ: what comes an action later counts so many times as much (Schulman et al. 2015,
+    https://arxiv.org/abs/1506.02438, of λ too)."""
     lam: float = 0.95
     """λ: 0 trusts the values, 1 the rewards."""
     whiten_advantages: bool = True
-    """To mean 0 and variance 1, over all actions of the rollout."""
+    """To mean 0 and variance 1, over all actions of the rollout (Ziegler et al. 2019, whose code
+    whitens both)."""
     whiten_rewards: bool = False
     """To variance 1, their mean kept."""
 

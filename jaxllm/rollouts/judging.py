@@ -1,7 +1,7 @@
 """What the responses of a policy are worth: rewards, and what is made of a missing end."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxllm.data.prompts import Prompt
 from jaxllm.data.rankings import ResponseIds
 from jaxllm.errors import UserError
 from jaxllm.inference.reward_model import RewardModel
+from jaxllm.rewards.reward import OneByOne
 from jaxllm.rewards.specification import parse_rewards
 from jaxllm.rewards.weighted import Rewards
 from jaxllm.rollouts.config import RolloutConfig
@@ -75,6 +76,23 @@ class Judge:
             self._with_ends(scores, written),
             {name: np.array(values) for name, values in by_name.items()},
         )
+
+    def check(self, prompts: Iterable[Prompt]) -> None:
+        """Checks that the record of each prompt has what verifiers need, before any is answered.
+
+        Raises:
+            UserError: one has not; the message names the reward and the prompt.
+        """
+        listed = list(prompts)
+
+        def checked() -> None:
+            texts, records = [one.text for one in listed], [one.record for one in listed]
+            places = [f"prompt {number} of {len(listed)}" for number in range(1, len(listed) + 1)]
+            for part in self.rewards.parts:
+                if isinstance(part.function, OneByOne):
+                    part(texts, [""] * len(listed), records, places)
+
+        from_main(checked)
 
     def _of_model(
         self, model: RewardModel, asked: Sequence[Prompt], written: Sequence[Response]

@@ -3,11 +3,12 @@
 import collections
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Float64
 
-from jaxllm.rewards.exact_numbers import marked
+from jaxllm.rewards.exact_numbers import marked, number_in
 from jaxllm.rewards.final_answer import boxed, final_answer
 
 Scores = Float64[np.ndarray, "prompts samples"]
@@ -31,7 +32,8 @@ def majority_of(
     scores: Scores, prompts: Sequence[str], responses: Sequence[Sequence[str]]
 ) -> float:
     """The mean over prompts of what the commonest answer is worth, the first of several
-    (self-consistency: Wang et al. 2022, https://arxiv.org/abs/2203.11171).
+    (self-consistency: Wang et al. 2022, https://arxiv.org/abs/2203.11171). Numbers are the same
+    however they are written, and a response without an answer has no say, unless all are.
 
     Args:
         scores: what each response is worth; of those with the same answer the first counts.
@@ -41,12 +43,14 @@ def majority_of(
     found = []
     for row, prompt, texts in zip(scores, prompts, responses, strict=True):
         answers = [_answer(prompt, text) for text in texts]
-        (commonest, _), *_ = collections.Counter(answers).most_common(1)
+        votes = collections.Counter(answer for answer in answers if answer != "")
+        (commonest, _), *_ = votes.most_common(1) or [("", 0)]
         found.append(row[answers.index(commonest)])
     return float(np.mean(found))
 
 
-def _answer(prompt: str, response: str) -> str:
-    """What a response answers, as the verifiers read it."""
+def _answer(prompt: str, response: str) -> Fraction | str:
+    """What a response answers: a number, as `numeric` reads it, where there is one."""
     text = final_answer(prompt, response)
-    return marked(text) or boxed(text) or " ".join(text.split())
+    number = number_in(marked(text) or boxed(text) or text)
+    return " ".join(text.split()) if number is None else number

@@ -18,8 +18,7 @@ from jaxllm.stages.fields import ModelTrainingFields
 from jaxllm.stages.fit import check_patterns
 from jaxllm.tokenizers.tokenizer import Tokenizer
 
-# Fields of the model that say how it is computed rather than what it is,
-_COMPUTED = (
+HOW_COMPUTED = (
     "dtype",
     "reduction_dtype",
     "remat",
@@ -30,7 +29,8 @@ _COMPUTED = (
     "top_layers",
     "head",
 )
-# and those that say what it is, but change no parameter's shape.
+"""Fields of the model that say how it is computed rather than what it is."""
+# Those that say what it is, but change no parameter's shape.
 _SHAPELESS = (
     "rope_theta",
     "rope_local_theta",
@@ -58,7 +58,7 @@ def continued_model(given: ModelConfig, recorded: ModelConfig) -> ModelConfig:
     for field in dataclasses.fields(ModelConfig):
         name, default = field.name, getattr(ModelConfig(), field.name)
         value, before = getattr(given, name), getattr(recorded, name)
-        if name in _COMPUTED or (name in shapeless and value != default):
+        if name in HOW_COMPUTED or (name in shapeless and value != default):
             changed[name] = value
         elif value not in (default, before):
             raise UserError(

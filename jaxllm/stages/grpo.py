@@ -42,7 +42,11 @@ class GrpoConfig(OnPolicyConfig):
                 f"rl.group_size: {self.grpo.advantages} compares the responses to a prompt, and "
                 "needs two at least; 8 are usual"
             )
-
+        if self.grpo.filter_groups and self.rl.kl_coef:
+            raise ValueError(
+                "grpo.filter_groups: with rl.kl_coef responses of equal scores still differ by "
+                "their divergence; hold the policy by grpo.kl_loss, or leave one of them out"
+            )
         if self.rl.group_size < 2 and self.grpo.filter_groups:
             raise ValueError(
                 "grpo.filter_groups: a group of one has no spread, and every one would be left out"

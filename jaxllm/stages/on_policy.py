@@ -3,19 +3,20 @@ is checked of them."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from jaxllm.checkpoints.load import model_config_of, tokenizer_path
 from jaxllm.data.cleaning import CleaningConfig
 from jaxllm.data.config import SourcesConfig
 from jaxllm.data.rankings import layout_of
 from jaxllm.errors import UserError
-from jaxllm.inference.reward_model import RewardModel
+from jaxllm.inference.reward_model import RewardModel, is_reward_model
+from jaxllm.models.config import ModelConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.transformer import check_length, param_shapes
 from jaxllm.rollouts.config import RolloutConfig
 from jaxllm.rollouts.judging import Judge, make_judge
-from jaxllm.stages.continued import check_init, with_pairs
+from jaxllm.stages.continued import HOW_COMPUTED, check_init, with_pairs
 from jaxllm.stages.fields import ModelTrainingFields, WritingFields
 from jaxllm.stages.fit import check_patterns, check_trained
 from jaxllm.stages.reference import NOT_THE_REFERENCE
@@ -97,6 +98,11 @@ class OnPolicyConfig(ModelTrainingFields, WritingFields):
     def __post_init__(self) -> None:
         ModelTrainingFields.__post_init__(self)
         WritingFields.__post_init__(self)
+        if self.rl.overlong_buffer > self.max_new_tokens:
+            raise ValueError(
+                f"rl.overlong_buffer: {self.rl.overlong_buffer} tokens are more than the "
+                f"{self.max_new_tokens} of max_new_tokens, and every response would be too long"
+            )
         if self.temperature <= 0:
             raise ValueError("temperature: must be positive; responses are drawn")
         for name in ("top_k", "top_p", "min_p", "repetition_penalty"):
@@ -143,9 +149,6 @@ class OnPolicyConfig(ModelTrainingFields, WritingFields):
         return f"{NOT_THE_REFERENCE}(?:{super().kept})"  # it can be had from its `init` again
 
 
-C = TypeVar("C", bound=OnPolicyConfig)
-
-
 def check_policy(
     config: OnPolicyConfig,
     tokenizer: Tokenizer,
@@ -168,12 +171,21 @@ def check_policy(
             "reward model as config.reward.init."
         )
     if reference := config.reference.init:
-        model_config_of(reference)  # a wrong path is told as such
+        if not config.needs_reference:
+            raise UserError(
+                "config.reference.init: nothing holds the policy to it; give config.rl.kl_coef or "
+                "that of kl_loss, or leave it out."
+            )
+        _check_same(config.model, model_config_of(reference))
         if load_tokenizer(tokenizer_path(reference)).fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f"config.reference.init: {reference} has another tokenizer than the policy, and "
                 "cannot read its tokens; give one with the same."
             )
+    if reward := config.reward.init:
+        model_config_of(reward)
+        if not is_reward_model(reward):
+            raise UserError(f"config.reward.init: {reward} is no run of the stage reward.")
     model = architecture(config.model, tokenizer.vocab_size)
     if not model.causal:
         raise UserError(
@@ -186,6 +198,21 @@ def check_policy(
     check_patterns(config, shapes_of(policy))
     layout_of(tokenizer, config.rl.template, "config.rl.template")
     parsed_rewards(config, None)
+
+
+def _check_same(policy: ModelConfig, reference: ModelConfig) -> None:
+    """Checks that a reference is computed as the policy is.
+
+    Raises:
+        UserError: it is not; parameters of other models may have the same shapes.
+    """
+    for field in dataclasses.fields(ModelConfig):
+        own, other = getattr(policy, field.name), getattr(reference, field.name)
+        if field.name not in HOW_COMPUTED and own != other:
+            raise UserError(
+                f"config.reference.init: its model has {field.name} {other!r}, and the policy's "
+                f"{own!r}; give a reference of the same model."
+            )
 
 
 def parsed_rewards(

@@ -3,12 +3,15 @@ the reference, and the loop."""
 
 import dataclasses
 import functools
+import itertools
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 
+from jaxllm.checkpoints.base import JUDGE, check_base, parameter_checksums, record_base
 from jaxllm.data.corpus import check_expected, stores_folder
 from jaxllm.data.prompts import DrawnPrompts, Prompt, PromptReader, Prompts, read_prompts
 from jaxllm.data.rankings import joint_of, layout_of
@@ -17,7 +20,7 @@ from jaxllm.errors import UserError
 from jaxllm.files import locked
 from jaxllm.inference.engine import Engine
 from jaxllm.inference.requests import Sampling
-from jaxllm.inference.reward_model import load_reward_model
+from jaxllm.inference.reward_model import RewardModel, load_reward_model
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.transformer import param_shapes
 from jaxllm.objectives.objective import Objective, Params
@@ -25,7 +28,7 @@ from jaxllm.rollouts.judging import Judge
 from jaxllm.rollouts.learner import Learner
 from jaxllm.rollouts.source import Estimator, Rollouts
 from jaxllm.rollouts.writer import Writer
-from jaxllm.sharding.processes import is_main, main_first
+from jaxllm.sharding.processes import from_main, is_main, main_first
 from jaxllm.stages.data_scores import reading_scores
 from jaxllm.stages.held_out_prompts import HeldOutPrompts
 from jaxllm.stages.on_policy import OnPolicyConfig, parsed_rewards
@@ -72,6 +75,12 @@ def read_asked(run: TrainingRun[C]) -> Asked:
         check_expected(run.begun_with, "text", split.fingerprint)
         check_expected(run.begun_with, "tokenizer", tokenizer.fingerprint)
         prompts = read_prompts(split, template, config.rl.max_prompt)
+    if prompts.dropped and is_main():
+        print(
+            f"{prompts.dropped:,} prompts of more than config.rl.max_prompt="
+            f"{config.rl.max_prompt} tokens are left out",
+            file=sys.stderr,
+        )
     drawn = DrawnPrompts(prompts, data, config.seed)
     rollouts = -(-config.steps // config.rl.updates)
     wanted = rollouts * config.batch_size * config.rl.minibatches // config.rl.group_size
@@ -106,6 +115,12 @@ def judge_of(run: TrainingRun[C], template: ChatTemplate) -> Judge:
         )
         if config.reward.dtype != "float32":
             model = dataclasses.replace(model, params=_cast(model.params, config.reward.dtype))
+    if model.context < config.places and is_main():
+        print(
+            f"the reward model reads {model.context} tokens, its data.seq_len, and prompts and "
+            f"responses have up to {config.places}: of longer ones it misses the beginning",
+            file=sys.stderr,
+        )
     ours, theirs = template.tokenizer.fingerprint, model.template.tokenizer.fingerprint
     if ours != theirs and not config.reward.retokenise:
         raise UserError(
@@ -159,6 +174,8 @@ def learn(
 ) -> dict[str, float]:
     """The run itself; its scores."""
     config, template = run.config, asked.template
+    with run.ledger.spending("data"):
+        judge.check(itertools.chain(*asked.prompts.train, asked.prompts.held_out))
     origin = Origin(run, config.reference.init or config.init)
     engine = functools.partial(_engine, run, template, model, models.writer_of)
     sampling = Sampling(config.max_new_tokens, config.temperature, stop=config.sampling().stop)
@@ -186,6 +203,8 @@ def learn(
     )
     evaluation = HeldOutPrompts(run, asked.prompts.held_out, judge, writer)
     run.record(template.tokenizer, asked.fingerprints)
+    if judge.model:
+        _same_judge(run, judge.model)
     held = config.needs_reference and not config.reference_is_base
     if held:
         origin.record()
@@ -209,6 +228,22 @@ def learn(
         models=models.models,
     )
     return asked.scores | scores if is_main() else {}
+
+
+def _same_judge(run: TrainingRun[C], model: RewardModel) -> None:
+    """Writes which reward model judges a run, in its first life, and checks later that it still
+    does.
+
+    Raises:
+        UserError: it is another one.
+    """
+    directory, init = run.directory, run.config.reward.init
+    known = from_main((directory.path / JUDGE.file).exists)
+    checksums = parameter_checksums(model.params)
+    if known:
+        check_base(directory, init, checksums, JUDGE)
+    elif is_main():
+        record_base(directory, init, checksums, JUDGE)
 
 
 def _shapes(shapes: Params, dtype: str) -> Params:

@@ -28,11 +28,17 @@ from jaxllm.training.optimizer import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class PpoFields(GaeConfig, PpoLossConfig):
-    """How advantages come of rewards and values, and the loss."""
+    """How advantages come of rewards and values, and the loss.
+
+    The defaults are those of Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593) and Stiennon et
+    al. 2020 (https://arxiv.org/abs/2009.01325), as Huang et al. 2024
+    (https://arxiv.org/abs/2403.17031) tell them apart.
+    """
 
     max_kl: float = 0.0
     """The updates of a rollout end when one has found the policy further than this from where it
-    was at the rollout, in nats of an action (`train/approx_kl`); 0: never."""
+    was at the rollout, in nats of an action (`train/approx_kl`), as OpenAI's Spinning Up ends them
+    (https://spinningup.openai.com/en/latest/algorithms/ppo.html); 0: never."""
 
     def __post_init__(self) -> None:
         GaeConfig.__post_init__(self)
@@ -47,9 +53,10 @@ class ValueFields:
 
     init: str = ""
     """Run directory of the stage `reward`, or of a model that gets a new head; empty: the reward
-    model, or without one that of the policy."""
+    model, as Stiennon et al. 2020 begin it, or without one that of the policy."""
     shared: bool = False
-    """Whether policy and value function are one model with two heads, rather than two models."""
+    """Whether policy and value function are one model with two heads, as Ziegler et al. 2019 have
+    it, rather than two models, as Stiennon et al. 2020."""
 
     def __post_init__(self) -> None:
         if self.shared and self.init:
@@ -65,7 +72,7 @@ class PpoConfig(OnPolicyConfig):
     rl: RlFields = RlFields(epochs=4, kl_coef=0.05)
     temperature: float = 0.7
     """Divides the logits of policy and reference, where responses are drawn and where they are
-    learnt from."""
+    learnt from (Ziegler et al. 2019)."""
     ppo: PpoFields = PpoFields()
     value: ValueFields = ValueFields()
     optimizer: OptimizerConfig = OptimizerConfig(eps=1e-5)
@@ -123,6 +130,11 @@ def _check(config: PpoConfig, tokenizer: TokenizerConfig) -> None:
         config, loaded, lambda policy: {POLICY_TREE: policy, VALUE_TREE: param_shapes(value)}
     )
     check_length(value, config.places, "config.rl.max_prompt and config.max_new_tokens")
+    if not value.causal:
+        raise UserError(
+            f"config.value.init: {init} sees both ways (config.model.causal=False): of a state it "
+            "would know what comes after it; give one that does not."
+        )
     if load_tokenizer(tokenizer_path(init)).fingerprint != loaded.fingerprint:
         named = "config.value.init: " if config.value.init else "config.reward.init: "
         raise UserError(

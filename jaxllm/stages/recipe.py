@@ -49,13 +49,17 @@ def run(
             raise UserError(
                 f"config.order: {name!r} is no part, or stands twice; there are {', '.join(known)}."
             )
-        earlier = {before: str(workdir / before) for before in names[:place]}
+        # Resolved: a run that goes on has to be told the same, however the directory is spelt.
+        earlier = {before: str(workdir.resolve() / before) for before in names[:place]}
         own = _placed(config[name], {**dict.fromkeys(known), **earlier}, name)
         parts.append(Part(name, own.get("stage", ""), made(name, own)))
     for number, part in enumerate(parts, start=1):
         folder = workdir / part.name
         print(f"{folder}: {part.stage}, part {number} of {len(parts)}", file=sys.stderr, flush=True)
-        part.run(folder)
+        try:
+            part.run(folder)
+        except UserError as error:
+            raise UserError(f"{part.name}: {error}") from error
 
 
 def _placed(

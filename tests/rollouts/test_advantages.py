@@ -105,6 +105,8 @@ def test_explained_variance(rollout):
     assert float(explained_variance(rewards, rewards, steps)) == 1
     constant = jnp.full_like(rewards, 3.0)
     np.testing.assert_allclose(explained_variance(constant, rewards, steps), 0, atol=1e-5)
+    # Where there is nothing to foretell.
+    assert float(explained_variance(values, constant, steps)) == 0
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,16 @@ def test_what_there_is_nothing_to_learn_from_is_left_out(rollout):
     np.testing.assert_array_equal(learnt, rollout.ended)
 
 
+def test_what_is_left_out_is_not_whitened_with_the_rest(rollout):
+    config = GroupConfig("global", filter_overlong=True)
+    found, _ = rollout(GroupEstimator(config, GROUP, False, ()), 0.0)
+    learnt = np.asarray(found["loss_weights"]) > 0
+    advantages = np.asarray(found["advantages"])
+    np.testing.assert_allclose(advantages[learnt].mean(), 0, atol=1e-5)
+    np.testing.assert_allclose(advantages[learnt].std(), 1, rtol=1e-4)
+    assert not advantages[~learnt].any()
+
+
 @pytest.mark.parametrize("whiten_rewards", [False, True])
 @pytest.mark.parametrize("whiten_advantages", [False, True])
 def test_by_rewards_and_values(whiten_rewards, whiten_advantages, rollout):

@@ -22,6 +22,13 @@ def test_the_commonest_answer_counts():
         ["<think>1</think>#### 4", "it is #### 4", "\\boxed{5}"],
         ["yes", "no", "no  "],
         ["a", "b", "c"],
+        # Numbers however they are written, and what has no answer says nothing.
+        ["5", "so it is 4", "#### 4.0"],
+        ["<think>a", "<think>b", "4"],
+        ["<think>a", "<think>b", ""],
     ]
-    scores = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
-    assert majority_of(scores, ["?"] * 3, responses) == pytest.approx((1 + 0 + 0.5) / 3)
+    scores = np.array([[1, 1, 0], [1, 0, 0], [0.5, 0, 0], [0, 1, 1], [0, 0, 1], [0, 0, 0]])
+    wanted = [1, 0, 0.5, 1, 1, 0]
+    for score, row, expected in zip(scores, responses, wanted, strict=True):
+        assert majority_of(score[None], ["?"], [row]) == expected
+    assert majority_of(scores, ["?"] * 6, responses) == pytest.approx(sum(wanted) / 6)

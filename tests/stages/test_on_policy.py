@@ -129,6 +129,34 @@ def test_a_verifier_without_an_answer_names_the_prompt(learn, json_lines, tmp_pa
     assert "say" in result.err
 
 
+def test_several_answers_to_what_is_held_out(learn, curve, tmp_path):
+    """pass@k and majority vote."""
+    fields = {"rl__eval_samples": 4, "rl__eval_temperature": 1.0, "steps": 1, "eval__every": 1}
+    result = learn("grpo", tmp_path / "run", **fields, rewards="regex(a),format:0.5")
+    assert result.code == 0, result.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for name in ("regex", "format"):
+        once, best, commonest = (
+            summary[f"eval/rewards/{name}{which}"] for which in ("", "/best_of_4", "/majority_of_4")
+        )
+        assert once <= best <= 1
+        assert 0 <= commonest <= best
+    assert 0 < summary["eval/rewards/regex"] < summary["eval/rewards/regex/best_of_4"]
+    one, half = (summary[f"eval/rewards/{name}"] for name in ("regex", "format"))
+    assert summary["eval/reward"] == pytest.approx(one + 0.5 * half)
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_a_stop_string_ends_a_response(stage, learn, curve, tmp_path):
+    """And is an end, though its tokens are not in the text."""
+    fields = {"stop": "a", "rewards": "regex(a)", "steps": 2, "eval__every": 2}
+    result = learn(stage, tmp_path / "run", **fields)
+    assert result.code == 0, result.err
+    assert set(curve(tmp_path / "run", "rollout/reward").values()) == {0.0}
+    assert max(curve(tmp_path / "run", "rollout/eos_rate").values()) > 0
+    assert max(curve(tmp_path / "run", "rollout/logprob_gap").values()) < 1e-4
+
+
 def test_equal_rewards_change_nothing(learn, finished_run, tmp_path):
     result = learn("grpo", tmp_path / "run", rewards="regex(pattern='zzzz')", steps=3)
     assert result.code == 0, result.err

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -100,8 +101,9 @@ def parameters(run):
 def test_a_single_prompt_without_an_answer_is_named(refused, json_lines):
     records = [{"prompt": f"tell {n}", "answer": f"{n}"} for n in range(12)]
     del records[5]["answer"]
-    line = refused("grpo", data__train=json_lines(records), rewards="exact_match", steps=6)
-    assert re.search(r"the reward exact_match, response \d+ of \d+ \(prompt 'tell 5'\): ", line)
+    # Whether it is asked or held out, and before anything is drawn.
+    line = refused("grpo", data__train=json_lines(records), rewards="exact_match", steps=1)
+    assert re.search(r"the reward exact_match, prompt \d+ of 12 \(prompt 'tell 5'\): ", line)
     assert "it has no `answer`" in line
 
 
@@ -252,6 +254,13 @@ def test_a_value_function_of_the_same_tokens_beside_a_reward_model_of_others(
         ("ppo", {"model__head__outputs": 1}, "config.model.head.outputs: leave it out"),
         ("ppo", {"ppo__max_kl": -1.0}, "config.ppo.max_kl: must not be negative"),
         ("grpo", {"reference__init": "nowhere", "rl__kl_coef": 0.1}, "nowhere: is no run"),
+        ("grpo", {"reference__init": "nowhere"}, "config.reference.init: nothing holds the policy"),
+        (
+            "grpo",
+            {"grpo__filter_groups": True, "rl__kl_coef": 0.1},
+            "config.grpo.filter_groups: with rl.kl_coef responses of equal scores",
+        ),
+        ("grpo", {"rl__overlong_buffer": 200}, "config.rl.overlong_buffer: 200 tokens are more"),
         ("grpo", {"init": ""}, "config.init: give the run directory"),
         ("ppo", {"lora__rank": 2, "train__trainable": ".*norm/scale"}, "which is the reference"),
         # Its value function would be trained, whatever is meant of the policy.
@@ -286,6 +295,57 @@ def test_what_cannot_be(stage, fields, told, refused):
 def test_a_reference_of_other_tokens_is_refused(refused, of_bytes):
     line = refused("grpo", reference__init=of_bytes[0], rl__kl_coef=0.1)
     assert f"config.reference.init: {of_bytes[0]} has another tokenizer than the policy" in line
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [({"heads": 1}, "heads 1, and the policy's 2"), ({"rope_theta": 5e3}, "rope_theta 5000.0")],
+)
+def test_a_reference_that_is_computed_otherwise_is_refused(
+    fields, told, refused, finished_run, tmp_path
+):
+    """Its parameters have the same shapes, and would load."""
+    other = tmp_path / "other"
+    shutil.copytree(finished_run, other)
+    recorded = json.loads((other / "config.json").read_text())
+    recorded["config"]["model"] |= fields
+    (other / "config.json").write_text(json.dumps(recorded))
+    line = refused("grpo", reference__init=other, rl__kl_coef=0.1)
+    assert f"config.reference.init: its model has {told}" in line
+
+
+def test_a_value_function_that_sees_what_is_to_come_is_refused(refused, finished_run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(finished_run, other)
+    recorded = json.loads((other / "config.json").read_text())
+    recorded["config"]["model"]["causal"] = False
+    (other / "config.json").write_text(json.dumps(recorded))
+    line = refused("ppo", value__init=other)
+    assert f"config.value.init: {other} sees both ways" in line
+
+
+def test_what_is_no_reward_model_is_told(refused, finished_run):
+    line = refused("ppo", reward__init=finished_run, rewards="")
+    assert f"config.reward.init: {finished_run} is no run of the stage reward" in line
+
+
+def test_another_reward_model_in_its_place_is_refused(learn, command, of_bytes, tmp_path):
+    judge = tmp_path / "judge"
+    shutil.copytree(of_bytes[1], judge)
+    given = {"reward__init": judge, "reward__retokenise": True, "rewards": "reward_model"}
+    given["optimizer__schedule"] = "constant"
+    assert learn("grpo", tmp_path / "run", **given, steps=1).code == 0
+    assert learn("grpo", tmp_path / "run", **given, steps=2).code == 0
+    other = tmp_path / "longer"
+    shutil.copytree(of_bytes[1], other)
+    pairs = json.loads((other / "config.json").read_text())["config"]["data"]["train"]
+    more = {"init": of_bytes[0], "data__train": pairs, "data__seq_len": 64, "steps": 8}
+    assert command("reward", other, **more).code == 0
+    shutil.rmtree(judge)
+    shutil.copytree(other, judge)
+    result = learn("grpo", tmp_path / "run", **given, steps=3)
+    assert result.code == 2
+    assert f"{judge}: is not the reward model that {tmp_path / 'run'} began with" in result.err
 
 
 def test_a_reward_model_that_is_no_reward_is_told(refused, of_bytes):

@@ -328,6 +328,14 @@ def test_updates_of_a_rollout_end_where_it_has_gone_too_far(learn, watched, curv
     assert curve(run, "train/skipped")[8] == 0
 
 
+def test_each_model_has_its_own_learning_rate(learn, watched, tmp_path):
+    fields = {"optimizer__learning_rates": "value/.*:0", "optimizer__weight_decay": 0.0}
+    learn("ppo", tmp_path / "run", **fields, steps=3, rl__epochs=1)
+    first, last = watched.trained[0][0], watched.trained[-1][0]
+    assert same(leaves(first["value"]), leaves(last["value"]))
+    assert not same(leaves(first["policy"]), leaves(last["policy"]))
+
+
 def test_a_model_of_two_heads_learns_to_foretell(learn, watched, curve, tmp_path):
     run = tmp_path / "run"
     fields = {"value__shared": True, "ppo__value_clip": 0.0, "ppo__value_coefficient": 1.0}
