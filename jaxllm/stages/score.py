@@ -42,6 +42,9 @@ class ScoreConfig:
     rewards: str = ""
     """What responses are worth, as `numeric:1,format:0.2`: docs/rewards.md. `reward_model` is that
     of `init`; empty: it alone."""
+    least: str = ""
+    """A number: records none of whose responses is worth so much are left out of `scores.jsonl`;
+    with `rewards=numeric` and 1, traces whose answer is wrong. Empty: none is left out."""
     text: str = ""
     """A text to classify."""
     texts: str = ""
@@ -55,6 +58,10 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError("batch_size: must be at least 1")
+        try:
+            float(self.least or 0)
+        except ValueError:
+            raise ValueError(f"least: must be a number; was {self.least!r}") from None
         try:
             self.text.encode()
         except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
@@ -81,7 +88,9 @@ def run(config: ScoreConfig, workdir: Path | None) -> None:
                 "`response` as config.texts."
             )
         assert workdir is not None
-        _write(workdir, _rewarded(config), "records")
+        least = float(config.least or "-inf")
+        lines = [line for line, most in _rewarded(config) if most >= least]
+        _write(workdir, lines, "records")
         return
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -127,9 +136,10 @@ class _Judged(NamedTuple):
         return set(self.responses) <= {"response", "completion"}
 
 
-def _rewarded(config: ScoreConfig) -> list[dict[str, Any]]:
+def _rewarded(config: ScoreConfig) -> list[tuple[dict[str, Any], float]]:
     """Each record with `reward`, that of its one response, or `rewards`, best response first; and
-    with `values`, what each of `config.rewards` gives, if these are asked for."""
+    with `values`, what each of `config.rewards` gives, if these are asked for. Beside it stands
+    the highest reward of the record."""
     of_model: list[float] = []
     # They are asked once, for all responses in order.
     models = {_MODEL: lambda prompts, responses, records: of_model} if config.init else {}
@@ -165,7 +175,7 @@ def _rewarded(config: ScoreConfig) -> list[dict[str, Any]]:
         line = judged.fields | {name: told(scores.total[span])}
         if config.rewards:
             line["values"] = {name: told(values[span]) for name, values in scores.by_name.items()}
-        lines.append(line)
+        lines.append((line, float(np.max(scores.total[span]))))
         begin = span.stop
     return lines
 

@@ -38,6 +38,20 @@ def test_functions_judge_responses_as_they_stand(judged):
     assert lines[2]["rewards"] == [2.0, 0.0]
 
 
+def test_what_is_not_worth_so_much_is_left_out(judged):
+    """As of traces those are whose answer is wrong."""
+    records = [
+        {"prompt": "2 + 2?", "response": "<think>2 and 2</think>4", "answer": "4"},
+        {"prompt": "2 + 3?", "response": "<think>2 and 3</think>4", "answer": "5"},
+        {"prompt": "3 + 4?", "responses": ["8", "7"], "answer": 7},
+        {"prompt": "3 + 5?", "responses": ["7", "9"], "answer": 8},
+    ]
+    result, lines = judged(records, rewards="numeric", least="1")
+    assert result.code == 0, result.err
+    assert [line["prompt"] for line in lines] == ["2 + 2?", "3 + 4?"]
+    assert lines[1]["rewards"] == [0.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("record", "fields", "message"),
     [
@@ -57,6 +71,11 @@ def test_functions_judge_responses_as_they_stand(judged):
             "line 1: the prompt ends with an answer",
         ),
         ({"prompt": "a", "response": "b"}, {}, "config.init: give"),
+        (
+            {"prompt": "a", "response": "b"},
+            {"rewards": "regex(a)", "least": "most"},
+            "config.least: must be a number; was 'most'",
+        ),
     ],
 )
 def test_what_cannot_be_judged(record, fields, message, judged):
