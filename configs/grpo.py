@@ -5,7 +5,9 @@
 `init` is a run of configs/sft.py. The default asks it about the Python standard library
 (`builtin:pydocs_preference`; nothing is downloaded), and rewards answers that do not repeat
 themselves, which those of a small model do.
-TOLD
+On 2 CPU cores, beside other work, 50 updates take two minutes, and of them the first 20 raise the
+mean reward from -0.33 to 0.00: answers of 30 tokens become ones of 12, which have no room to repeat
+anything. That is what was asked for, and a first lesson on rewards.
 With tasks whose answers can be checked, see configs/reason.py, and:
 
     --config.data.train=mine.jsonl --config.rewards=numeric

@@ -5,7 +5,10 @@
 
 `init` is a run of configs/sft.py, and `reward.init` one of configs/reward.py, whose questions about
 the Python standard library are asked (`builtin:pydocs_preference`); nothing is downloaded.
-TOLD
+On 2 CPU cores, beside other work, it took twelve minutes, and raised the mean reward of what it
+writes from -0.19 to 0.12 (0: as good as the docstrings that the reward model was shown) while it
+moved 2.3 nats an answer away from `init`: a model of a million parameters knows as little as before
+and says it in the form that is preferred.
 With prompts of your own, or answers that can be checked:
 
     --config.data.train=mine.jsonl

@@ -7,9 +7,10 @@ Trains, one run after another, with three seeds each,
 - PPO by an exact reward (`exact`), from a model that copies letters, seldom without a fault;
 - PPO by a learnt reward model, with the exact reward measured beside it: held to where it began
   (`held`), and not (`free`);
-- a model that thinks before it answers (`traces`), tuned on 70 worked examples until more steps
-  help no more, and from there GRPO by whether answers are right (`grpo`); beside it the tuning gone
-  on with for as long (`longer`), and tuning on the answers of these examples alone (`answers`).
+- a model that thinks before it answers, tuned on 70 worked examples (`traces`) until more steps
+  help no more (`plateau`), and from there GRPO by whether answers are right (`grpo`); beside it the
+  tuning gone on with for as long (`longer`), and that on the answers of these examples alone
+  (`answers`, as many steps as `traces`).
 
 Prints the tables as Markdown, and draws `curves.png` into the work directory. What is finished is
 not made again, and what was cut off goes on. `--only=REGEX` makes runs whose whole name matches,
@@ -44,13 +45,19 @@ TRACES = (
     *("data.train=builtin:last_digit:500-570", f"data.eval={HELD_OUT}", "data.seq_len=192"),
     *("batch_size=8", "optimizer.learning_rate=1e-3", "eval.every=40", "max_new_tokens=96"),
 )
-LAYOUTS = {"traces": "think", "longer": "think", "answers": "leave_out"}
-TUNING_STEPS = {"traces": 160, "longer": 1300, "answers": 160}
+TUNED = {
+    "traces": ("base", "think", 160),
+    "answers": ("base", "leave_out", 160),
+    "plateau": ("traces", "think", 1300),
+    "longer": ("plateau", "think", 900),
+}
+"""What it begins from, how answers are written, and steps."""
 GRPO = (
     *("data.train=builtin:last_digit:1k-40k", f"data.eval={HELD_OUT}", "rewards=numeric"),
     *("rl.max_prompt=128", "max_new_tokens=96", "batch_size=128", "rl.epochs=2"),
-    *("rl.minibatches=2", "steps=120", "optimizer.learning_rate=1e-4"),
-    *("optimizer.warmup_steps=10", "checkpoint.every=60", "eval.every=20", "log.every=2"),
+    *("rl.minibatches=2", "steps=80", "optimizer.learning_rate=1e-4"),
+    *("optimizer.warmup_steps=10", "optimizer.schedule=constant", "temperature=1.5"),
+    *("checkpoint.every=100", "eval.every=20", "log.every=2"),
 )
 
 
@@ -84,11 +91,11 @@ def runs() -> dict[str, Run]:
         for name, coefficient in (("free", 0), ("held", 1)):
             fields = (*given, *by_model, f"rl.kl_coef={coefficient}")
             made[f"{name}-{seed}"] = Run("ppo", "student", fields, {"reward.init": "judge"})
-        for name, layout in LAYOUTS.items():
-            begun = f"traces-{seed}" if name == "longer" else "base"
-            fields = (*TRACES, f"seed={seed}", f"sft.reasoning={layout}")
-            made[f"{name}-{seed}"] = Run("sft", begun, (*fields, f"steps={TUNING_STEPS[name]}"))
-        made[f"grpo-{seed}"] = Run("grpo", f"traces-{seed}", (*GRPO, f"seed={seed}"))
+        for name, (begun, layout, steps) in TUNED.items():
+            init = begun if begun == "base" else f"{begun}-{seed}"
+            fields = (*TRACES, f"seed={seed}", f"sft.reasoning={layout}", f"steps={steps}")
+            made[f"{name}-{seed}"] = Run("sft", init, fields)
+        made[f"grpo-{seed}"] = Run("grpo", f"plateau-{seed}", (*GRPO, f"seed={seed}"))
     return made
 
 
@@ -132,7 +139,7 @@ def _reasoning(done: Mapping[str, Mapping[str, float]], folder: Path) -> Iterato
     """Held-out answers that are right, and how long it took."""
     yield "| | right | seconds |"
     yield "|---|---|---|"
-    for name in ("answers", "traces", "longer", "grpo"):
+    for name in ("answers", "traces", "plateau", "longer", "grpo"):
         found = [run for seed in SEEDS if (run := f"{name}-{seed}") in done]
         if found:
             right = [

@@ -234,6 +234,8 @@ class Engine:
         self, slots: Slots, cache: Cache, taken: Sequence[tuple[int, int, Request]], shards: int
     ) -> tuple[Slots, Cache]:
         """The slots given to requests; equal prompts are read once."""
+        if not taken:
+            return slots, cache
         if not self._prefix and all(len(request.prompt) == 1 for _, _, request in taken):
             return self._put(slots, cache, taken)  # the first step reads all that there is
         prompts = list(dict.fromkeys(self._asked(request) for _, _, request in taken))
