@@ -8,6 +8,10 @@
    of `question`, `reasoning` and `answer`: --config.traces.data.train=mine.jsonl
 3. `reasoner` learns from its own answers by whether they are right (GRPO).
 
+On 2 CPU cores `base` takes 11 minutes, `traces` one, and `reasoner` took 10 on one core. What is
+right of held-out answers rose from 29 to 87 % by the last part, and with seed 1 from 20 to 42 %
+(experiments/on_policy/README.md, which tells why not to tune for longer before).
+
 Each has its run directory below the work directory, is left alone once it is finished, and goes on
 where it was cut off. Any field of a part can be given, as in --config.reasoner.steps=100.
 """
