@@ -4,6 +4,7 @@ import functools
 import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before JAX is imported. Simulated devices share few cores: without NPROC their rendezvous can
 # time out and abort the process.
@@ -44,6 +45,19 @@ _TINY_OF_FAMILY = {
     "mixtral": {"experts": 4},
     "qwen3_moe": {"experts": 4, "experts_per_token": 3},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_programs():
+    """Drops compiled programs when there are many: some tests compile a thousand.
+
+    Each takes several mappings of memory, of which Linux allows a process 65,530; behind them
+    LLVM dies of a segmentation fault.
+    """
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 15_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,12 @@ def compilations():
 
 
 @pytest.mark.parametrize(
-    "sampling", [{}, {"temperature": 1.0, "top_k": 3}, {"repetition_penalty": 2.0}]
+    "sampling",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"temperature": 1.0, "top_k": 3},
+        pytest.param({"repetition_penalty": 2.0}, marks=pytest.mark.slow),
+    ],
 )
 def test_few_programs_are_compiled_whatever_is_asked(
     model, make_engine, compilations, sampling, monkeypatch

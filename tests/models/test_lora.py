@@ -124,7 +124,7 @@ def gradients(model, params, rows, pattern, keys=None):
     return loss_and_gradients(objective, trainable, frozen, rows, keys, 1)
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("mixtral", marks=pytest.mark.slow)])
 def test_no_gradient_of_the_base_is_computed(name, tiny_model, packed_rows):
     """A step costs 2 forward passes rather than 3, by the operations of its compiled program."""
     model = tiny_model(width=64, mlp_width=256, layers=2, vocab_size=300, **MODELS[name])
@@ -145,20 +145,20 @@ def test_no_gradient_of_the_base_is_computed(name, tiny_model, packed_rows):
     assert pairs_alone < 2.3 * once
 
 
-def test_a_mesh_changes_no_number(tiny_model, tiny_params, packed_rows):
+@pytest.mark.parametrize("family", ["llama", pytest.param("mixtral", marks=pytest.mark.slow)])
+def test_a_mesh_changes_no_number(family, tiny_model, tiny_params, packed_rows):
     config = LoraConfig(rank=3, pattern=ALL)
     rows = jax.tree.map(jnp.asarray, packed_rows([[7, 5], [9], [12], [3, 3]] * 2, SEQ, 48))
-    for options in ({}, {"family": "mixtral"}):
-        model = tiny_model(48, layers=2, **options)
-        params = adapted(tiny_params(model, scale=1.0), config, b=0.1)
-        step = jax.jit(gradients, static_argnums=(0, 3))
-        expected = step(model, params, rows, lora.TRAINED)
-        mesh = make_mesh(MeshConfig(data=1, fsdp=2, expert=2, tensor=2))
-        with jax.set_mesh(mesh):
-            laid = jax.device_put(params, shardings(params, SHARDING_RULES, mesh))
-            found = step(model, laid, rows, lora.TRAINED)
-        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
+    model = tiny_model(48, layers=2, family=family)
+    params = adapted(tiny_params(model, scale=1.0), config, b=0.1)
+    step = jax.jit(gradients, static_argnums=(0, 3))
+    expected = step(model, params, rows, lora.TRAINED)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, expert=2, tensor=2))
+    with jax.set_mesh(mesh):
+        laid = jax.device_put(params, shardings(params, SHARDING_RULES, mesh))
+        found = step(model, laid, rows, lora.TRAINED)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
 
 
 def test_dropout_is_of_the_pair_and_of_training_alone(tiny_model, tiny_params, rows):

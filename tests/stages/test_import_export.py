@@ -93,6 +93,7 @@ def test_a_run_without_a_limit_tells_the_rows_that_it_was_trained_on(exported, m
     assert load_model(exported, mesh).context == 32
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_from_either(command, exported, imported, finished_run, mesh, tmp_path):
     for number, init in enumerate((finished_run, exported, imported)):
         fields = {"init": init, "steps": 2, "checkpoint__every": 1, "seed": 7}

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def instructions(json_lines):
@@ -73,8 +75,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(adapt, base, curve, tmp_path):
     "fields",
     [
         {"lora__dora": True, "lora__pattern": ".*query/kernel|embedding"},
-        {"lora__rslora": True, "train__ema": 0.9},
-        {"train__trainable": r".*_lora_(a|b)|.*norm/scale"},
+        pytest.param({"lora__rslora": True, "train__ema": 0.9}, marks=SLOW),
+        pytest.param({"train__trainable": r".*_lora_(a|b)|.*norm/scale"}, marks=SLOW),
     ],
 )
 def test_options_come_back_as_they_were_trained(fields, adapt, command, base, curve, tmp_path):
@@ -87,7 +89,9 @@ def test_options_come_back_as_they_were_trained(fields, adapt, command, base, cu
     assert again["eval/loss"] == pytest.approx(curve(run)[3], abs=1e-5)
 
 
-@pytest.mark.parametrize("how", ["bfloat16", "int8", "nf4"])
+@pytest.mark.parametrize(
+    "how", [*(pytest.param(x, marks=SLOW) for x in ("bfloat16", "int8")), "nf4"]
+)
 def test_a_base_in_fewer_bits_is_the_same_when_it_is_used(
     how, adapt, command, curve, base, tmp_path
 ):
