@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import optax
@@ -24,7 +23,7 @@ from jaxllm.stages.fields import TrainingFields
 from jaxllm.stages.trained import print_trained, trained_scores
 from jaxllm.training.diagnose import first_non_finite
 from jaxllm.training.learning_rates import check_factors, layer_factors, parse_factors
-from jaxllm.training.loop import Prepare, Run, Source, checkpoint_items, state_of, train
+from jaxllm.training.loop import Run, Stream, checkpoint_items, state_of, train
 from jaxllm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxllm.training.recorder import Recorder
 from jaxllm.training.state import TrainState
@@ -97,13 +96,10 @@ def fit(
     base_params: Callable[[], dict[str, Any]] | None = None,
     param_shapes: Params,
     rules: Rules,
-    source: Source,
+    stream: Stream,
     evaluate: Evaluate,
     ledger: Ledger,
     flops_per_token: float,
-    source_scalars: Callable[[int], Mapping[str, float]] = lambda step: {},
-    prepare: Prepare = lambda step, params, extra: extra,
-    extra: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[TrainState, Params, dict[str, float]]:
     """Trains to the end, from the newest checkpoint of the run if it has one.
 
@@ -117,13 +113,10 @@ def fit(
             if there are any; None: `initial_params` does.
         param_shapes: their shapes.
         rules: how parameters lie on the mesh.
-        source: batches.
+        stream: batches, and what the algorithm remembers.
         evaluate: `(step, state, frozen) -> scores`.
         ledger: where the time goes; afterwards what is in no block counts as evaluation.
         flops_per_token: for MFU.
-        source_scalars: what the source has to tell at a log point after so many steps.
-        prepare: what the algorithm remembers before each step.
-        extra: shapes of that, with shardings.
 
     Returns:
         The last state, the parameters that were not trained, and what the loop measured.
@@ -133,7 +126,7 @@ def fit(
     trainable_shapes, frozen_shapes = trees.split(shapes, config.trained)
     kept_shapes, base_shapes = trees.divide(frozen_shapes, config.kept)
     averaged = config.train.ema > 0
-    state_layout = state_shapes(trainable_shapes, optimizer, rules, mesh, averaged, extra)
+    state_layout = state_shapes(trainable_shapes, optimizer, rules, mesh, averaged, stream.extra)
     if is_main():
         print_trained(param_shapes, config.trained, state_layout.opt_state)
     peak = config.log.peak_tflops * 1e12 or peak_flops(mesh.devices.flat[0].device_kind)
@@ -162,7 +155,7 @@ def fit(
             ),
             frozen=frozen,
             kept=kept,
-            source=source,
+            stream=stream,
             complete=objective.complete,
             evaluate=lambda step, state: evaluate(step, state, frozen),
             diagnose=_diagnosis(config, objective, frozen),
@@ -176,8 +169,6 @@ def fit(
             max_skipped=config.train.max_skipped,
             flops_per_token=flops_per_token,
             peak_flops=peak * mesh.size if peak else None,
-            source_scalars=source_scalars,
-            prepare=prepare,
         )
         state, measured = train(loop, state)
         ledger.otherwise("evaluation")

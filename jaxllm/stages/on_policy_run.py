@@ -39,9 +39,10 @@ from jaxllm.stages.reference import (
     policy_of,
     without_pairs,
 )
-from jaxllm.stages.training_run import Stream, TrainingRun
+from jaxllm.stages.training_run import TrainingRun
 from jaxllm.tokenizers.chat_template import ChatTemplate
 from jaxllm.tokenizers.tokenizer import load_tokenizer
+from jaxllm.training.loop import Stream
 
 C = TypeVar("C", bound=OnPolicyConfig)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -51,7 +51,7 @@ from jaxllm.stages.fit import check_batch, fit, is_finished
 from jaxllm.stages.held_out import HeldOut
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import Tokenizer
-from jaxllm.training.loop import Prepare, Source
+from jaxllm.training.loop import Stream
 from jaxllm.training.state import TrainState
 
 _PATIENCE_SECONDS = 60.0
@@ -67,20 +67,6 @@ class Evaluation(Protocol):
     def __call__(self, step: int, state: TrainState, frozen: Params) -> dict[str, float]: ...
 
     def final_scores(self, state: TrainState, frozen: Params) -> dict[str, float]: ...
-
-
-class Stream(NamedTuple):
-    """Where the batches of a run come from."""
-
-    source: Source
-    seq_len: int
-    """Tokens of a row."""
-    scalars: Callable[[int], Mapping[str, float]]
-    """What there is to tell at a log point after so many steps."""
-    prepare: Prepare = lambda step, params, extra: extra
-    """What the algorithm remembers before each step,"""
-    extra: Mapping[str, Any] = MappingProxyType({})
-    """and shapes of that, with shardings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +254,7 @@ class TrainingRun(Generic[C]):
                 initial_params=initial_params or (lambda: self.loaded_params(model)),
                 param_shapes=shapes,
                 rules=SHARDING_RULES,
-                source=stream.source,
+                stream=stream,
                 evaluate=evaluation,
                 ledger=self.ledger,
                 flops_per_token=sum(
@@ -281,9 +267,6 @@ class TrainingRun(Generic[C]):
                     for begin, each in (models or {"": model}).items()
                 ),
                 base_params=base_params,
-                source_scalars=stream.scalars,
-                prepare=stream.prepare,
-                extra=stream.extra,
             )
             final = evaluation.final_scores(state, frozen)
         counted = {

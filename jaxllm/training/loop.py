@@ -5,7 +5,8 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -49,6 +50,21 @@ Prepare = Callable[[int, Params, Memory], Memory]
 """`prepare(step, params, extra) -> extra`, of all parameters."""
 
 
+class Stream(NamedTuple):
+    """Where the batches of a run come from."""
+
+    source: Source
+    seq_len: int
+    """Tokens of a row."""
+    scalars: Callable[[int], Mapping[str, float]] = lambda step: {}
+    """What there is to tell at a log point after so many steps."""
+    prepare: Prepare = lambda step, params, extra: extra
+    """What `TrainState.extra` is before each step: an on-policy source puts its rollout there,
+    where it is a part of checkpoints;"""
+    extra: Mapping[str, Any] = MappingProxyType({})
+    """and shapes of that, with shardings."""
+
+
 class NonFiniteLoss(Exception):
     """Training has skipped too many steps in a row; the message names the tensor at fault."""
 
@@ -64,7 +80,7 @@ class Run:
     """Parameters that are not trained,"""
     kept: Params
     """and those of them that checkpoints hold."""
-    source: Source
+    stream: Stream
     complete: Complete
     """Of the objective."""
     evaluate: Callable[[int, TrainState], dict[str, float]]
@@ -85,11 +101,6 @@ class Run:
     flops_per_token: float
     peak_flops: float | None
     """Of all devices together; None where it is not known."""
-    source_scalars: Callable[[int], Mapping[str, float]] = lambda step: {}
-    """What the source has to tell at a log point after so many steps."""
-    prepare: Prepare = lambda step, params, extra: extra
-    """What `TrainState.extra` is before each step: an on-policy source puts its rollout there,
-    where it is a part of checkpoints."""
 
 
 def train(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
@@ -151,12 +162,12 @@ class _Loop:
 
     def prepared(self, step: int, state: TrainState) -> TrainState:
         params = trees.merge(state.params, self._run.frozen)
-        extra = self._run.prepare(step, params, state.extra)
+        extra = self._run.stream.prepare(step, params, state.extra)
         return dataclasses.replace(state, extra=extra)
 
     def next_batch(self, step: int, state: TrainState) -> Batch:
         with self._run.ledger.spending("data_wait"):
-            return self._run.source(step, state)
+            return self._run.stream.source(step, state)
 
     def sent(self, step: int, metrics: StepMetrics, batch: Batch) -> None:
         self._pending = (step, metrics, batch)
@@ -184,7 +195,7 @@ class _Loop:
         speed = self._clock.tokens_per_second()
         mfu = speed * run.flops_per_token / run.peak_flops if run.peak_flops else None
         is_point = step == 1 or step % run.log.every == 0 or step == run.steps
-        told = run.source_scalars(step) if is_point else {}
+        told = run.stream.scalars(step) if is_point else {}
         self._reward = told.get("rollout/reward", self._reward)
         self._progress.update(
             step,

@@ -11,7 +11,7 @@ from jaxllm.checkpoints.checkpointer import CheckpointConfig, Checkpointer
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.reporting.goodput import Ledger
 from jaxllm.training import loop
-from jaxllm.training.loop import EvalConfig, Run, train
+from jaxllm.training.loop import EvalConfig, Run, Stream, train
 from jaxllm.training.recorder import LogConfig, Recorder
 from jaxllm.training.state import TrainState
 from jaxllm.training.watchdog import Watchdog
@@ -88,7 +88,7 @@ class Harness:
             step_function=self._step,
             frozen={},
             kept={},
-            source=source or self._batch,
+            stream=Stream(source or self._batch, 1),
             complete=lambda params, frozen, batch: batch,
             evaluate=self._evaluate,
             diagnose=lambda step, state, batch: f"batch {int(batch['tokens'][0])} of step {step}",
