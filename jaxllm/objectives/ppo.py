@@ -120,9 +120,11 @@ def _value_sums(
     squared = jnp.square(values - returns)
     losses, clipped = squared, jnp.zeros_like(squared)
     if config.value_clip:
-        near = old + jnp.clip(values - old, -config.value_clip, config.value_clip)
+        change = values - old
+        near = old + jnp.clip(change, -config.value_clip, config.value_clip)
         losses = jnp.maximum(squared, jnp.square(near - returns))
-        clipped = (losses > squared).astype(jnp.float32)
+        # Of a change that is not clipped too, rounding may make the one larger than the other.
+        clipped = ((losses > squared) & (jnp.abs(change) > config.value_clip)).astype(jnp.float32)
     total = jnp.sum(states)
     loss = 0.5 * jnp.sum(states * losses)
     metrics: Metrics = {

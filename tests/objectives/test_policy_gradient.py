@@ -177,3 +177,17 @@ def test_the_loss_of_values(clip, rollout, given_scores, agree, tiny_model, monk
     np.testing.assert_allclose(metrics["value"], values[states > 0].mean(), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["value_clip_fraction"], clipped.mean(), rtol=1e-5)
     assert (metrics["value_clip_fraction"] > 0.05) == bool(clip)
+
+
+def test_no_value_within_the_clip_counts_as_clipped():
+    """Whatever rounding makes of old + (new - old)."""
+    rng = np.random.default_rng(7)
+    values = rng.uniform(-0.1, 0.1, (8, 64)).astype(np.float32)
+    batch = {
+        "value_weights": jnp.ones((8, 64)),
+        "returns": jnp.asarray(rng.normal(size=(8, 64)), jnp.float32),
+        "old_values": jnp.asarray(rng.uniform(-0.09, 0.09, (8, 64)), jnp.float32),
+    }
+    config = PpoLossConfig(value_clip=0.2)
+    _, metrics = ppo_module._value_sums(config, jnp.asarray(values), batch)
+    assert metrics["value_clip_fraction"][0] == 0
