@@ -38,6 +38,7 @@ STAGES = {
     "dpo": ("jaxllm.stages.dpo", "DpoConfig"),
     "grpo": ("jaxllm.stages.grpo", "GrpoConfig"),
     "ppo": ("jaxllm.stages.ppo", "PpoConfig"),
+    "distill": ("jaxllm.stages.distill", "DistillConfig"),
     "score": ("jaxllm.stages.score", "ScoreConfig"),
     "generate": ("jaxllm.stages.generate", "GenerateConfig"),
     "chat": ("jaxllm.stages.chat", "ChatConfig"),

@@ -1,8 +1,8 @@
 """A model that a run needs again: where it is, and whether it is the same.
 
 A run that trains low-rank pairs keeps them alone, and of their base this in `base.json`; one that
-is held to a reference has the same of that in `reference.json`, and one that a reward model judges
-in `judge.json`:
+is held to a reference has the same of that in `reference.json`, one that a reward model judges in
+`judge.json`, and one that learns of a teacher in `teacher.json`:
 
     path, relative    where the model is, from the root and from the run's directory
     checksums         of each parameter rounded to bfloat16, whatever dtype it is held in
@@ -43,6 +43,7 @@ REFERENCE = Role(
 JUDGE = Role(
     "judge.json", "is judged by a reward model, which", "the reward model that {} began with"
 )
+TEACHER = Role("teacher.json", "learns of a teacher, which", "the teacher that {} began with")
 
 
 def parameter_checksums(params: trees.Tree) -> dict[str, int]:
@@ -84,6 +85,15 @@ def base_path(run: RunDirectory, role: Role = BASE) -> Path:
     raise UserError(
         f"{run.path}: {role.needs} is not at {recorded['path']} any more; put it back there."
     )
+
+
+def place_of(run: RunDirectory, init: str, role: Role) -> str:
+    """Where a model is that the run needs: `init`, or, in later lives, where it is found again.
+
+    Raises:
+        UserError: it is not where it was.
+    """
+    return str(base_path(run, role)) if (run.path / role.file).exists() else init
 
 
 def check_base(

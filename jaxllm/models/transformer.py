@@ -61,7 +61,7 @@ _MATRIX_RULES = (
 )
 # Those of other models, which an objective may hold beside it, lie as the model's do.
 SHARDING_RULES = [
-    (f"(?:(?:policy|value|reference)/)?{pattern}", spec)
+    (f"(?:(?:policy|value|reference|teacher)/)?{pattern}", spec)
     for pattern, spec in with_pairs(_MATRIX_RULES)
 ]
 

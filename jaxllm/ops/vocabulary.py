@@ -90,7 +90,7 @@ def token_log_probs(
     # Each chunk adds to the gradient of the matrix: in float32, even where that is kept narrow.
     head = dataclasses.replace(head, matrix=head.matrix.astype(jnp.float32))
     order = None
-    if _devices() > 1:
+    if not on_one_device():
         # A chunk that may be left out would have its share of the matrix's gradient summed over
         # devices by itself, where XLA sums those of all chunks once.
         needed = None
@@ -197,6 +197,11 @@ def chunk_length(batch: int, seq: int, vocab: int) -> int:
         return seq
     chunks = -(-seq // longest)
     return -(-seq // chunks)
+
+
+def on_one_device() -> bool:
+    """Whether the mesh in use is of one device, or there is none."""
+    return _devices() == 1
 
 
 def _devices() -> int:

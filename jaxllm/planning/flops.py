@@ -72,7 +72,9 @@ def model_training_flops_per_token(
         trained: paths of the leaves that are trained, those of pairs among them; None: all are.
     """
     stacks = len(model.stacks)
-    lowest = 0 if trained is None else min(_place(path, stacks) for path in trained)
+    lowest = 0
+    if trained is not None:  # where none is, gradients go back nowhere
+        lowest = min((_place(path, stacks) for path in trained), default=stacks + 1)
 
     def of_inputs(at: int) -> bool:
         """Whether gradients go back through what stands at a place, to reach what is trained."""

@@ -27,12 +27,13 @@ from jaxllm.sharding.mesh import batch_sharding
 from jaxllm.sharding.processes import is_main
 from jaxllm.stages.answer_samples import AnsweringConfig, answer_samples
 from jaxllm.stages.continued import check_init, check_writer, model_to_continue
+from jaxllm.stages.frozen_model import FrozenModel
 from jaxllm.stages.held_out import HeldOut
 from jaxllm.stages.reference import (
     NOT_THE_REFERENCE,
     REFERENCE_TREE,
-    Origin,
     beside,
+    origin_of,
     policy_of,
     with_reference,
     without_pairs,
@@ -148,7 +149,7 @@ def _work(run: TrainingRun[DpoConfig]) -> dict[str, float]:
     corpus.tokenizer.chat_template = template.source
     stores = (*corpus.train, corpus.eval)
     model = architecture(config.model, corpus.tokenizer.vocab_size)
-    origin = Origin(run, run.config.init)
+    origin = origin_of(run, run.config.init)
     part_values = _stored_reference(run, stores, model, origin)
     rows = run.rows(config.data, corpus, lambda store: part_values[store.path])
     reference = None
@@ -219,7 +220,7 @@ def _stored_reference(
     run: TrainingRun[DpoConfig],
     stores: Sequence[TokenStore],
     model: TransformerConfig,
-    origin: Origin,
+    origin: FrozenModel,
 ) -> dict[Path, Mapping[str, Sequence[PartValues]]]:
     """What rows of each store tell of the reference; nothing where it is not asked before."""
     config, data = run.config, run.config.data

@@ -34,8 +34,8 @@ from jaxllm.stages.held_out_prompts import HeldOutPrompts
 from jaxllm.stages.on_policy import OnPolicyConfig, parsed_rewards
 from jaxllm.stages.reference import (
     REFERENCE_TREE,
-    Origin,
     beside,
+    origin_of,
     policy_of,
     without_pairs,
 )
@@ -132,7 +132,6 @@ def judge_of(run: TrainingRun[C], template: ChatTemplate) -> Judge:
     return parsed_rewards(config, model, reads_ids=same)
 
 
-@functools.partial(jax.jit, static_argnums=1)
 def _cast(params: Params, dtype: str) -> Params:
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
@@ -177,7 +176,7 @@ def learn(
     config, template = run.config, asked.template
     with run.ledger.spending("data"):
         judge.check(itertools.chain(*asked.prompts.train, asked.prompts.held_out))
-    origin = Origin(run, config.reference.init or config.init)
+    origin = origin_of(run, config.reference.init or config.init)
     engine = functools.partial(_engine, run, template, model, models.writer_of)
     sampling = Sampling(config.max_new_tokens, config.temperature, stop=config.sampling().stop)
     writer = Writer(
@@ -216,8 +215,9 @@ def learn(
         dtype = config.reference.dtype
         shapes = {**shapes, REFERENCE_TREE: _shapes(param_shapes(model), dtype)}
         policy, of_policy = initial, base
-        initial = lambda: {**policy(), REFERENCE_TREE: origin.given_up(dtype)}  # noqa: E731
-        base = lambda: {**of_policy(), REFERENCE_TREE: origin.given_up(dtype)}  # noqa: E731
+        reference = lambda: {REFERENCE_TREE: _cast(origin.given_up(), dtype)}  # noqa: E731
+        initial = lambda: {**policy(), **reference()}  # noqa: E731
+        base = lambda: {**of_policy(), **reference()}  # noqa: E731
     scores = run.learn(
         Stream(rollouts, config.places, rollouts.scalars, rollouts.prepare, rollouts.memory),
         model,

@@ -5,9 +5,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
 from jaxllm.data.config import DataConfig
@@ -16,27 +14,23 @@ from jaxllm.data.store import TokenStore
 from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.evaluation.ngrams import MAX_TRAIN_TOKENS
 from jaxllm.evaluation.references import reference_scores
-from jaxllm.inference.engine import Engine, check_prompt
-from jaxllm.models.config import TransformerConfig
 from jaxllm.models.families import architecture
-from jaxllm.models.transformer import SHARDING_RULES, check_length, init_params, param_shapes
+from jaxllm.models.transformer import check_length, param_shapes
 from jaxllm.objectives.masked_word import mask_id
 from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.objectives.pretraining import KINDS, ObjectiveConfig, check_model, make_objective
-from jaxllm.reporting.samples import append_samples
 from jaxllm.sharding.processes import is_main
-from jaxllm.sharding.rules import shardings
 from jaxllm.stages.continued import model_to_continue, with_pairs
 from jaxllm.stages.fields import ModelTrainingFields, SamplingFields
 from jaxllm.stages.fit import check_patterns
 from jaxllm.stages.held_out import HeldOut
+from jaxllm.stages.text_samples import text_samples
 from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
 from jaxllm.tokenizers.config import TokenizerConfig
 from jaxllm.tokenizers.tokenizer import configured_tokenizer
 
 # xz takes a second for 2 MB, and looks back this far.
 _REFERENCE_BYTES = 64 * 2**20
-_SAMPLES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +69,14 @@ def _work(run: TrainingRun[PretrainConfig]) -> dict[str, float]:
     model = architecture(config.model, corpus.tokenizer.vocab_size)
     rows = run.rows(config.data, corpus)
     objective = make_objective(model, config.objective, corpus.tokenizer)
+    is_prefix = KINDS[config.objective.kind].prompt_is_prefix
     evaluation = HeldOut(
         config,
         config.data,
         corpus.eval,
         run.mesh,
         _measure(config, corpus, objective),
-        _samples(run, corpus, model),
+        text_samples(run, corpus.tokenizer, model, config.data.seq_len, is_prefix),
     )
     run.begin(corpus, rows)
     scores = run.train(
@@ -89,7 +84,7 @@ def _work(run: TrainingRun[PretrainConfig]) -> dict[str, float]:
         model,
         objective,
         evaluation,
-        initial_params=_initial_params(run, model),
+        initial_params=None if config.init else run.random_params(model),
         predicted=KINDS[config.objective.kind].predicted(config.objective),
     )
     if not is_main():
@@ -134,42 +129,6 @@ def _measure(
         return {"eval/loss": loss, "eval/tokens": predicted}
 
     return measure
-
-
-def _samples(
-    run: TrainingRun[PretrainConfig], corpus: Corpus, model: TransformerConfig
-) -> Callable[[int, Params], None]:
-    """What writes a few continuations of the prompt.
-
-    Raises:
-        UserError: the prompt leaves no room.
-    """
-    config, tokenizer = run.config, corpus.tokenizer
-    context = model.max_positions or config.data.seq_len
-    check_prompt(1 + len(tokenizer.encode(config.prompt)), context, "config.prompt")
-
-    def write(step: int, params: Params) -> None:
-        if not model.causal:
-            return
-        is_prefix = KINDS[config.objective.kind].prompt_is_prefix
-        engine = Engine(model, params, tokenizer, context=context, prompt_is_prefix=is_prefix)
-        texts = engine.generate([config.prompt] * _SAMPLES, config.sampling(), config.seed)
-        if is_main():
-            samples = [(config.prompt, text) for text in texts]
-            append_samples(run.directory.samples, step, samples)
-
-    return write
-
-
-def _initial_params(
-    run: TrainingRun[PretrainConfig], model: TransformerConfig
-) -> Callable[[], dict[str, Any]]:
-    """What makes the parameters that training begins from: random ones, or those of `init`."""
-    if run.config.init:
-        return lambda: run.loaded_params(model)
-    layout = shardings(param_shapes(model), SHARDING_RULES, run.mesh)
-    key = jax.random.key(run.config.seed)
-    return lambda: jax.jit(lambda key: init_params(model, key), out_shardings=layout)(key)
 
 
 def _affordable(corpus: Corpus) -> bool:

@@ -133,7 +133,7 @@ def _work(run: TrainingRun[SftConfig]) -> dict[str, float]:
         corpus.eval,
         run.mesh,
         _measure(objective),
-        answer_samples(run, corpus, corpus.encoder.template, model, config.data.seq_len, _opening),
+        answer_samples(run, corpus, corpus.encoder.template, model, config.data.seq_len, opening),
     )
     run.begin(corpus, rows)
     scores = run.train(rows, model, objective, evaluation)
@@ -153,7 +153,7 @@ def _measure(objective: Objective) -> Callable[[Params, Params, Iterable[Batch]]
     return measure
 
 
-def _opening(record: Mapping[str, Any]) -> list[Message]:
+def opening(record: Mapping[str, Any]) -> list[Message]:
     """The messages before the first answer; of a text, none."""
     messages = record.get("messages", [])
     roles = [message["role"] for message in messages]

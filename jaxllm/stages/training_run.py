@@ -34,7 +34,7 @@ from jaxllm.models.config import HeadConfig, ModelConfig, TransformerConfig, bar
 from jaxllm.models.head import init_head
 from jaxllm.models.lora import init_pairs
 from jaxllm.models.quantised import held, rounded
-from jaxllm.models.transformer import SHARDING_RULES, param_shapes
+from jaxllm.models.transformer import SHARDING_RULES, init_params, param_shapes
 from jaxllm.objectives.objective import Objective, Params
 from jaxllm.planning.flops import model_training_flops_per_token
 from jaxllm.reporting.goodput import Ledger
@@ -125,6 +125,11 @@ class TrainingRun(Generic[C]):
         """
         return with_pairs(self.config, param_shapes(model))
 
+    def random_params(self, model: TransformerConfig) -> Callable[[], dict[str, Any]]:
+        """What makes new parameters of the model."""
+        key = jax.random.key(self.config.seed)
+        return lambda: self._laid_out(lambda key: init_params(model, key), key)(key)
+
     def loaded_params(self, model: TransformerConfig) -> dict[str, Any]:
         """The parameters of `init`, with new pairs beside them, if there are to be any.
 
@@ -189,6 +194,8 @@ class TrainingRun(Generic[C]):
         initial_params: Callable[[], dict[str, Any]] | None = None,
         predicted: float = 1.0,
         param_shapes: Mapping[str, Any] | None = None,
+        base_params: Callable[[], dict[str, Any]] | None = None,
+        models: Mapping[str, TransformerConfig] = MappingProxyType({}),
     ) -> dict[str, float]:
         """Trains to the end over the run's mesh, and evaluates.
 
@@ -200,6 +207,9 @@ class TrainingRun(Generic[C]):
             initial_params: makes the parameters that training begins from; None: those of `init`.
             predicted: share of places whose token is predicted, for MFU.
             param_shapes: of those parameters, where they are more than the model's.
+            base_params: makes those parameters that are not in checkpoints, and perhaps others,
+                where a run goes on; None: `initial_params` does.
+            models: what is computed, by where its parameters stand, if not `model` alone.
 
         Returns:
             The final scores, and what was measured on the way.
@@ -217,6 +227,8 @@ class TrainingRun(Generic[C]):
                 initial_params=initial_params,
                 predicted=predicted,
                 param_shapes=param_shapes,
+                base_params=base_params,
+                models=models,
             )
         return scores | {"train/tokens": float(self.drawn * rows.sources[0].seq_len)}
 
@@ -237,10 +249,8 @@ class TrainingRun(Generic[C]):
 
         Args:
             stream: the batches.
-            model, objective, evaluation, initial_params, predicted, param_shapes: see `train`.
-            base_params: makes those parameters that are not in checkpoints, and perhaps others,
-                where a run goes on; None: `initial_params` does.
-            models: what is trained, by where its parameters stand, if not `model` alone.
+            model, objective, evaluation, initial_params, predicted: see `train`.
+            param_shapes, base_params, models: see there.
         """
         config, shapes = self.config, param_shapes or self.param_shapes(model)
         trained, _ = trees.split(shapes, config.trained)

@@ -113,6 +113,10 @@ def arguments(config_file, corpus):
         stage: str, workdir: Path | None = None, fields: Mapping[str, Any] | None = None
     ) -> list[str]:
         settings = {**SETTINGS, "data.train": corpus} if stage == "pretrain" else {}
+        if stage == "distill":
+            own = ("tokenizer.vocab_size", "references")
+            settings = {name: value for name, value in SETTINGS.items() if name not in own}
+            settings |= {"data.train": corpus, "model.width": 8, "optimizer.learning_rate": 1e-2}
         if stage in ("prepare", "tokenizer"):
             text = {name: SETTINGS[name] for name in _TEXT_SETTINGS}
             settings = {**text, "data.train": corpus}

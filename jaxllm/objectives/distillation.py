@@ -1,0 +1,84 @@
+"""Distillation: a student learns of each token what its teacher would have said (`ops.divergence`).
+
+A batch has what next-token prediction has; `loss_weights` say of which tokens is learnt, of a text
+all, of conversations the answers, of a rollout what the student wrote itself. The teacher's
+parameters stand beside the student's in `TEACHER_TREE`, frozen, and it is asked in the step; or the
+batch has what it said before, `teacher_ids` int32 and `teacher_log_probs` float32 [batch, seq, k].
+"""
+
+import jax.numpy as jnp
+
+from jaxllm import trees
+from jaxllm.models.config import TransformerConfig
+from jaxllm.models.transformer import Output, Transformer, output_head
+from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, RowKeys, Sums
+from jaxllm.objectives.router import router_coefficients, router_sums, router_weights
+from jaxllm.ops.divergence import DivergenceConfig, Live, Stored, divergence_sums
+
+TEACHER_TREE = "teacher"
+"""Where the teacher's parameters stand."""
+TEACHER_IDS, TEACHER_LOG_PROBS = "teacher_ids", "teacher_log_probs"
+_TERM = "distillation"
+
+
+def distillation(
+    model: TransformerConfig, config: DivergenceConfig, teacher: TransformerConfig | None
+) -> Objective:
+    """The loss of `DivergenceConfig`, a mean over the batch's `loss_weights`.
+
+    Metrics, means too: `loss`, the cross-entropy of the text's own tokens, in nats; `divergence`;
+    `agreement`, the share of tokens where the likeliest of both is the same; and of a teacher that
+    is asked `teacher_loss`, its own cross-entropy.
+
+    Args:
+        model: the student's.
+        config: of the loss.
+        teacher: the teacher's; None: batches have what it said.
+    """
+
+    def weights(batch: Batch) -> Sums:
+        return {_TERM: jnp.sum(batch["loss_weights"])} | router_weights(model, batch)
+
+    def sums(
+        params: Params, batch: Batch, frozen: Params, row_keys: RowKeys
+    ) -> tuple[Sums, Metrics]:
+        params = trees.merge(params, frozen)
+        output = _forward(model, params, batch, row_keys)
+        if teacher:
+            of_teacher = params[TEACHER_TREE]
+            hidden = _forward(teacher, of_teacher, batch, None).hidden
+            said: Live | Stored = Live(hidden, output_head(teacher, of_teacher))
+        else:
+            said = Stored(batch[TEACHER_IDS], batch[TEACHER_LOG_PROBS])
+        found = divergence_sums(
+            output.hidden,
+            output_head(model, params),
+            said,
+            batch["targets"],
+            batch["loss_weights"],
+            config,
+        )
+        total = jnp.sum(batch["loss_weights"])
+        metrics = {
+            "loss": (found.cross_entropy, total),
+            "divergence": (found.divergence, total),
+            "agreement": (found.agreement, total),
+        }
+        if teacher:
+            metrics["teacher_loss"] = (found.teacher, total)
+        router_terms, router_metrics = router_sums(model, output.router, batch)
+        return {_TERM: found.loss} | router_terms, metrics | router_metrics
+
+    return Objective({_TERM: 1.0} | router_coefficients(model), weights, sums)
+
+
+def _forward(model: TransformerConfig, params: Params, batch: Batch, row_keys: RowKeys) -> Output:
+    output = Transformer(model).apply(
+        {"params": params},
+        batch["tokens"],
+        batch["positions"],
+        batch["segment_ids"],
+        dropout_keys=row_keys,
+    )
+    assert isinstance(output, Output)
+    return output

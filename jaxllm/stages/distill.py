@@ -1,0 +1,185 @@
+"""The `distill` stage: a teacher and text or conversations in, a smaller model like it out."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from jaxllm.checkpoints.load import tokenizer_path
+from jaxllm.data.config import DataConfig
+from jaxllm.data.corpus import Corpus, DocumentKind, WholeTexts
+from jaxllm.data.examples import Examples, ExamplesConfig
+from jaxllm.evaluation.loss import LossEvaluator, text_scores
+from jaxllm.models.config import TransformerConfig
+from jaxllm.models.families import architecture
+from jaxllm.objectives.distillation import TEACHER_TREE, distillation
+from jaxllm.objectives.objective import Batch, Objective, Params
+from jaxllm.ops.divergence import DivergenceConfig
+from jaxllm.sharding.processes import is_main
+from jaxllm.stages.answer_samples import AnsweringConfig, answer_samples
+from jaxllm.stages.continued import check_writer, model_to_continue
+from jaxllm.stages.held_out import HeldOut, WriteSamples
+from jaxllm.stages.sft import opening
+from jaxllm.stages.teacher import (
+    NOT_THE_TEACHER,
+    Teacher,
+    TeacherFields,
+    check_teacher,
+    student_of,
+    teacher_place,
+)
+from jaxllm.stages.text_samples import text_samples
+from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
+from jaxllm.tokenizers.config import TokenizerConfig
+from jaxllm.tokenizers.tokenizer import load_tokenizer
+
+RECORDS = ("text", "conversations")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillFields(DivergenceConfig):
+    """What is learnt of the teacher."""
+
+    records: str = "text"
+    """How `data` is read: `text`, as `pretrain` does, of which every token is learnt; or
+    `conversations`, as `sft` does by the fields of that name, of which answers are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.records not in RECORDS:
+            raise ValueError(f"records: must be one of {', '.join(RECORDS)}; was {self.records!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig(AnsweringConfig):
+    """A model that learns to predict as another one does."""
+
+    stage: str = "distill"
+    """Always `distill`."""
+    init: str = ""
+    """Run directory or Hugging Face folder that the student begins from; empty: at random, with
+    the teacher's tokenizer."""
+    teacher: TeacherFields = TeacherFields()
+    distill: DistillFields = DistillFields()
+    data: DataConfig = DataConfig()
+    sft: ExamplesConfig = ExamplesConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.of_conversations and self.data.packing == "concat":
+            raise ValueError(
+                "data.packing: concat would cut conversations; take best_fit, or none to give each "
+                "a row of its own"
+            )
+        if not self.of_conversations and self.sft != ExamplesConfig():
+            raise ValueError(
+                "sft: is read of conversations alone; set distill.records=conversations"
+            )
+
+    @property
+    def of_conversations(self) -> bool:
+        """Whether answers are learnt, rather than text."""
+        return self.distill.records == "conversations"
+
+    @property
+    def trained(self) -> str:
+        return f"{NOT_THE_TEACHER}(?:{super().trained})"
+
+    @property
+    def kept(self) -> str:
+        return f"{NOT_THE_TEACHER}(?:{super().kept})"  # it can be had from its `init` again
+
+
+def run(config: DistillConfig, workdir: Path | None) -> None:
+    """Trains the student on what the teacher predicts, and writes samples and report."""
+    directory = work_directory(workdir)
+    place = teacher_place(directory, config.teacher.init)
+    path = str(tokenizer_path(place))
+    if config.init:
+        model, path = model_to_continue(config.init, config.model, directory)
+        config = dataclasses.replace(config, model=model)
+    check = functools.partial(_check, place)
+    train_in(directory, config, TokenizerConfig(path=path), check, _work)
+
+
+def _check(teacher: str, config: DistillConfig, tokenizer: TokenizerConfig) -> None:
+    """Checks, before anything slow, that the student can learn so of the teacher.
+
+    Raises:
+        UserError: it cannot.
+    """
+    loaded = load_tokenizer(tokenizer.path)
+    check_teacher(teacher, loaded, config.data.seq_len, "config.data.seq_len")
+    check_writer(config, config.data, loaded)
+    if config.of_conversations:
+        config.sft.encoder(loaded, config.data.seq_len)
+
+
+def _work(run: TrainingRun[DistillConfig]) -> dict[str, float]:
+    """The run itself; its scores."""
+    config = run.config
+    kind: DocumentKind = config.sft if config.of_conversations else WholeTexts()
+    corpus = run.corpus(config.data, kind)
+    model = architecture(config.model, corpus.tokenizer.vocab_size)
+    teacher = Teacher(run, config.teacher, corpus.tokenizer)
+    rows = run.rows(config.data, corpus)
+    objective = distillation(model, config.distill, teacher.model)
+    write_samples = _samples(run, corpus, model)
+    evaluation = HeldOut(
+        config,
+        config.data,
+        corpus.eval,
+        run.mesh,
+        _measure(config, corpus, objective),
+        lambda step, params: write_samples(step, student_of(params)),
+    )
+    run.begin(corpus, rows)
+    teacher.record()
+    student = (lambda: run.loaded_params(model)) if config.init else run.random_params(model)
+    # What pairs stand beside is in no checkpoint either.
+    again = student if config.lora.rank else dict
+    scores = run.train(
+        rows,
+        model,
+        objective,
+        evaluation,
+        initial_params=teacher.beside(student),
+        base_params=teacher.beside(again),
+        param_shapes={**run.param_shapes(model), **teacher.shapes},
+        models={"": model, f"{TEACHER_TREE}/": teacher.model},
+    )
+    return run.data_scores(corpus, rows) | scores if is_main() else {}
+
+
+def _samples(
+    run: TrainingRun[DistillConfig], corpus: Corpus, model: TransformerConfig
+) -> WriteSamples:
+    """What shows what the student writes."""
+    seq_len = run.config.data.seq_len
+    if not run.config.of_conversations:
+        return text_samples(run, corpus.tokenizer, model, seq_len)
+    assert isinstance(corpus.encoder, Examples)
+    template = corpus.encoder.template
+    # Kept with the run: whoever speaks to the model later does it as it was trained.
+    corpus.tokenizer.chat_template = template.source
+    return answer_samples(run, corpus, template, model, seq_len, opening)
+
+
+def _measure(
+    config: DistillConfig, corpus: Corpus, objective: Objective
+) -> Callable[[Params, Params, Iterable[Batch]], dict[str, float]]:
+    """Scores of parameters on what is held out."""
+    evaluate = LossEvaluator(objective)
+
+    def measure(params: Params, frozen: Params, batches: Iterable[Batch]) -> dict[str, float]:
+        found = {name: mean for name, (mean, _) in evaluate(params, frozen, batches).items()}
+        loss = found.pop("loss")
+        if config.of_conversations:
+            scores = {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
+        else:
+            scores = text_scores(loss, corpus.eval)
+        names = ("divergence", "agreement", "teacher_loss")
+        return scores | {f"eval/{name}": found[name] for name in names if name in found}
+
+    return measure

@@ -1,0 +1,163 @@
+"""The teacher of a run that distils: its fields, whether the student can learn of it, and its
+parameters beside the student's."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxllm.checkpoints.base import TEACHER, place_of
+from jaxllm.checkpoints.load import model_config_of, tokenizer_path
+from jaxllm.checkpoints.run_directory import RunDirectory
+from jaxllm.errors import UserError
+from jaxllm.models.config import ModelConfig, TransformerConfig, bare
+from jaxllm.models.families import architecture
+from jaxllm.models.quantised import held
+from jaxllm.models.transformer import SHARDING_RULES, check_length, param_shapes
+from jaxllm.objectives.distillation import TEACHER_TREE
+from jaxllm.objectives.objective import Params
+from jaxllm.sharding.rules import shardings
+from jaxllm.stages.frozen_model import FrozenModel
+from jaxllm.stages.training_run import TrainingRun
+from jaxllm.tokenizers.tokenizer import Tokenizer, load_tokenizer
+
+NOT_THE_TEACHER = f"(?!{TEACHER_TREE}/)"
+"""Begins the pattern of other parameters."""
+
+_DTYPES = ("float32", "bfloat16", "int8", "nf4")
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherFields:
+    """What the student learns of."""
+
+    init: str = ""
+    """Run directory or Hugging Face folder of the teacher."""
+    dtype: str = "float32"
+    """In which its parameters are held: `float32`, `bfloat16`, or, the matrices of its attention
+    and MLP, in the 8 and 4 bits of `int8` and `nf4`."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype: must be one of {', '.join(_DTYPES)}; was {self.dtype!r}")
+
+
+class Teacher:
+    """The teacher of a run."""
+
+    def __init__(self, run: TrainingRun[Any], fields: TeacherFields, tokenizer: Tokenizer) -> None:
+        """Args:
+        run: that learns of it.
+        fields: where it is, and how it is held.
+        tokenizer: that it shares with the student.
+        """
+        self._run = run
+        self._how = "" if fields.dtype == "float32" else fields.dtype
+        self._frozen = FrozenModel(run, fields.init, TEACHER)
+        self.model = _teaching(self._frozen.config, tokenizer)
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """Of its parameters, as they are held, where they stand beside the student's."""
+        shapes = param_shapes(self.model)
+        return {TEACHER_TREE: jax.eval_shape(lambda params: held(params, self._how), shapes)}
+
+    def beside(self, student: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+        """What makes the student's parameters, with those of the teacher beside them."""
+        return lambda: {**student(), **self.alone()}
+
+    def alone(self) -> dict[str, Any]:
+        """Its parameters, where they stand beside the student's."""
+        params = self._frozen.given_up()
+        if self._how:  # donated: they are not to be there twice
+            layout = shardings(self.shapes, SHARDING_RULES, self._run.mesh)[TEACHER_TREE]
+            hold = jax.jit(held, static_argnums=1, out_shardings=layout, donate_argnums=0)
+            params = hold(params, self._how)
+        return {TEACHER_TREE: params}
+
+    def record(self) -> None:
+        """Writes which it is, in the first life of the run."""
+        self._frozen.record()
+
+
+def student_of(params: Params) -> Params:
+    """All parameters but the teacher's."""
+    return {name: leaf for name, leaf in params.items() if name != TEACHER_TREE}
+
+
+def teacher_place(directory: RunDirectory, init: str) -> str:
+    """Where the teacher of a run is.
+
+    Raises:
+        UserError: it is not told, or there is no model, or none that ours can be.
+    """
+    if not init:
+        raise UserError(
+            "config.teacher.init: give the run directory or Hugging Face folder of the model to "
+            "learn of."
+        )
+    place = place_of(directory, init, TEACHER)
+    model_config_of(place)
+    return place
+
+
+def check_teacher(place: str, student: Tokenizer, places: int, field: str) -> None:
+    """Checks, before anything slow, that a student can learn of the teacher.
+
+    Args:
+        place: where the teacher is.
+        student: the student's tokenizer.
+        places: tokens of a row, which `field` asks for.
+        field: its path in the configuration.
+
+    Raises:
+        UserError: it cannot.
+    """
+    teacher = load_tokenizer(tokenizer_path(place))
+    _check_vocabulary(student, teacher, place)
+    model = _teaching(model_config_of(place), teacher)
+    if not model.causal:
+        raise UserError(
+            "config.teacher.init: its model sees both ways (model.causal=False), and does not "
+            "predict what follows; give one that does."
+        )
+    try:
+        check_length(model, places, field)
+    except UserError as error:
+        raise UserError(f"config.teacher.init: {error}") from None
+
+
+def _teaching(config: ModelConfig, tokenizer: Tokenizer) -> TransformerConfig:
+    """The teacher's model, computed in the way that suits this machine: nothing is kept for a
+    backward pass, and nothing dropped."""
+    config = dataclasses.replace(bare(config), attention="auto", remat="none")
+    config = dataclasses.replace(config, dropout=0.0, embedding_dropout=0.0)
+    return architecture(config, tokenizer.vocab_size)
+
+
+def _check_vocabulary(student: Tokenizer, teacher: Tokenizer, init: str) -> None:
+    """Checks that both mean the same by every id.
+
+    Raises:
+        UserError: they do not; the message names both sizes and the first difference.
+    """
+    if student.fingerprint == teacher.fingerprint:
+        return
+    sizes = f"{student.vocab_size:,} tokens and the teacher's {teacher.vocab_size:,}"
+    for index in range(max(student.vocab_size, teacher.vocab_size)):
+        ours, theirs = (
+            repr(each.decode([index], skip_special_tokens=False))
+            if index < each.vocab_size
+            else "missing"
+            for each in (student, teacher)
+        )
+        if ours != theirs:
+            first = f"the first to differ is {index:,}, {ours} and {theirs}"
+            break
+    else:
+        first = "the tokens are the same, but texts are cut into them otherwise"
+    raise UserError(
+        f"config.teacher.init: {init} has another vocabulary: the student's has {sizes}; {first}. "
+        "Give a teacher with the same tokenizer, or learn of its texts (configs/generate_data.py)."
+    )

@@ -1,0 +1,235 @@
+"""Runs that distil: what a student learns of a teacher, what they keep, and what they refuse."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm import trees
+from jaxllm.checkpoints.load import load_model
+from jaxllm.main import main
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
+
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def conversations(json_lines):
+    return json_lines({"prompt": f"Repeat {n}", "response": f"yes {n}"} for n in range(80))
+
+
+@pytest.fixture(scope="module")
+def teacher(arguments, compiled, tmp_path_factory):
+    """A run whose model has learnt what follows what; tests only read it."""
+    workdir = tmp_path_factory.mktemp("teacher") / "run"
+    fields = {"steps": 60, "optimizer.learning_rate": 2e-2, "eval.every": 60}
+    assert main(arguments("pretrain", workdir, fields)) == 0
+    return workdir
+
+
+@pytest.fixture
+def distil(command, teacher):
+    """Distils its model."""
+
+    def run(workdir, **fields):
+        return command("distill", workdir, **{"teacher__init": teacher, **fields})
+
+    return run
+
+
+def summary(run):
+    return json.loads((run / "summary.json").read_text())
+
+
+def params_of(run):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        params = load_model(run, mesh).params
+    return {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(params)}
+
+
+def test_a_student_comes_nearer_to_its_teacher(distil, command, teacher, curve, tmp_path):
+    run = tmp_path / "run"
+    result = distil(run, steps=48)
+    assert result.code == 0, result.err
+    apart = curve(run, "eval/divergence")
+    assert apart[48] < 0.7 * apart[4]
+    found, of_teacher = summary(run), summary(teacher)
+    assert found["eval/teacher_loss"] == pytest.approx(of_teacher["eval/loss"], rel=1e-5)
+    assert 0 < found["eval/agreement"] < 1
+    assert found["eval/bits_per_byte"] > of_teacher["eval/bits_per_byte"]
+    assert found["model/parameters"] < of_teacher["model/parameters"]
+    # The student alone is kept, and is a model as any other.
+    kept = {path.split("/")[0] for path in params_of(run)}
+    assert kept == {"embedding", "stack_0", "final_norm"}
+    newest = run / "checkpoints" / "48" / "params"
+    assert not any("teacher" in path.name for path in newest.rglob("*"))
+    assert json.loads((run / "teacher.json").read_text())["path"] == str(teacher.resolve())
+    assert (run / "samples.md").exists()
+    written = command("generate", init=run, prompt="a")
+    assert written.code == 0, written.err
+
+
+def test_a_student_that_is_its_teacher_stays_so(distil, teacher, tmp_path):
+    run = tmp_path / "run"
+    result = distil(run, init=teacher, model__width=16, steps=1, eval__every=1)
+    assert result.code == 0, result.err
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert logged["train/divergence"] == pytest.approx(0, abs=1e-5)
+    assert logged["train/agreement"] == 1
+    assert logged["train/loss"] == pytest.approx(logged["train/teacher_loss"], rel=1e-5)
+
+
+def test_of_hard_labels_alone_it_is_pretraining(distil, command, teacher, curve, tmp_path):
+    fields = {"init": teacher, "model__width": 16, "steps": 4}
+    assert distil(tmp_path / "one", distill__alpha=1.0, **fields).code == 0
+    same = {**fields, "optimizer__learning_rate": 1e-2}
+    assert command("pretrain", tmp_path / "other", **same).code == 0
+    found, expected = (params_of(tmp_path / name) for name in ("one", "other"))
+    for path, leaf in expected.items():
+        np.testing.assert_allclose(found[path], leaf, atol=2e-5)
+    ours, theirs = (curve(tmp_path / name, "train/loss") for name in ("one", "other"))
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        pytest.param(
+            {"teacher__dtype": "int8", "micro_batch_size": 8, "batch_size": 16}, marks=SLOW
+        ),
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(fields, distil, curve, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert distil(whole, optimizer__schedule="constant", **fields).code == 0
+    assert distil(halves, optimizer__schedule="constant", steps=5, **fields).code == 0
+    result = distil(halves, optimizer__schedule="constant", **fields)
+    assert result.code == 0, result.err
+    assert "going on from step 5 of 12" in result.err
+    assert curve(halves, "train/loss") == curve(whole, "train/loss")
+    expected = params_of(whole)
+    for path, leaf in params_of(halves).items():
+        np.testing.assert_array_equal(leaf, expected[path])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("nf4", marks=SLOW)])
+def test_a_teacher_in_fewer_bits(dtype, distil, teacher, tmp_path):
+    run = tmp_path / "run"
+    result = distil(run, teacher__dtype=dtype, steps=1)
+    assert result.code == 0, result.err
+    expected = summary(teacher)["eval/loss"]
+    found = summary(run)["eval/teacher_loss"]
+    assert found != expected
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_the_answers_of_conversations(distil, conversations, curve, tmp_path):
+    run = tmp_path / "run"
+    fields = {"distill__records": "conversations", "data__train": conversations}
+    result = distil(run, data__packing="best_fit", **fields)
+    assert result.code == 0, result.err
+    assert "eval/perplexity" in summary(run)
+    assert curve(run, "eval/divergence")[12] < curve(run, "eval/divergence")[4]
+    assert "Repeat" in (run / "samples.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_mesh_changes_no_number(distil, curve, tmp_path):
+    fields = {"model__heads": 2, "optimizer__eps": 1e-5, "eval__every": 12}
+    assert distil(tmp_path / "one", mesh__data=8, **fields).code == 0
+    cut = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    result = distil(tmp_path / "cut", **cut, **fields)
+    assert result.code == 0, result.err
+    for name in ("train/loss", "train/divergence", "train/grad_norm"):
+        found, expected = (curve(tmp_path / run, name) for run in ("cut", "one"))
+        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-3)
+
+
+def test_pairs_are_trained_beside_a_base_and_a_teacher(distil, teacher, curve, tmp_path):
+    """Resumed, so that base and teacher are both found again."""
+    base = shutil.copytree(teacher, tmp_path / "base")
+    run = tmp_path / "run"
+    fields = {"init": base, "model__width": 16, "lora__rank": 2, "distill__alpha": 0.5}
+    assert distil(run, steps=3, **fields).code == 0
+    result = distil(run, steps=6, **fields)
+    assert result.code == 0, result.err
+    kept = {path.name for path in (run / "checkpoints" / "6" / "params").rglob("*")}
+    assert kept
+    assert max(curve(run, "train/grad_norm")) == 6
+
+
+def test_a_teacher_that_has_moved_or_changed(distil, teacher, tmp_path):
+    own = shutil.copytree(teacher, tmp_path / "before" / "teacher")
+    run = tmp_path / "before" / "run"
+    assert distil(run, teacher__init=own, steps=2).code == 0
+    (tmp_path / "before").rename(tmp_path / "after")  # together
+    run = tmp_path / "after" / "run"
+    assert distil(run, teacher__init=own, steps=3).code == 0
+    (tmp_path / "after" / "teacher").rename(tmp_path / "elsewhere")
+    result = distil(run, teacher__init=own, steps=4)
+    assert result.code == 2
+    assert "learns of a teacher, which is not at" in result.err
+    shutil.copytree(run, tmp_path / "after" / "teacher")  # another model of the same tokenizer
+    result = distil(run, teacher__init=own, steps=4)
+    assert result.code == 2
+    assert "is not the teacher that" in result.err
+
+
+@pytest.fixture
+def refused(distil, tmp_path):
+    """The one line in which a run is refused; nothing is made."""
+
+    def run(**fields):
+        result = distil(tmp_path / "refused", **fields)
+        assert result.code == 2, result.err
+        assert not (tmp_path / "refused" / "checkpoints").exists()
+        return result.err.splitlines()[-1]
+
+    return run
+
+
+def test_another_vocabulary_is_refused(command, refused, teacher, tmp_path):
+    other = tmp_path / "other"
+    assert command("pretrain", other, tokenizer__vocab_size=310, steps=1).code == 0
+    line = refused(init=teacher, model__width=16, teacher__init=other)
+    assert f"config.teacher.init: {other} has another vocabulary: the student's has 300" in line
+    assert "and the teacher's 310; the first to differ is" in line
+
+
+def test_a_teacher_of_an_unknown_family_is_refused(refused, tmp_path):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "unheard_of"}))
+    (folder / "tokenizer.json").write_text("{}")
+    assert "unheard_of" in refused(teacher__init=folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"teacher__init": ""}, "config.teacher.init: give the run directory"),
+        ({"teacher__init": "nowhere"}, "nowhere: "),
+        ({"teacher__dtype": "int3"}, "config.teacher.dtype: must be one of"),
+        ({"distill__divergence": "l2"}, "config.distill.divergence: must be one of"),
+        ({"distill__records": "images"}, "config.distill.records: must be one of"),
+        (
+            {"distill__records": "conversations"},
+            "config.data.packing: concat would cut conversations",
+        ),
+        ({"sft__max_prompt": 4}, "config.sft: is read of conversations alone"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line(fields, message, refused):
+    assert message in refused(**fields)
+
+
+def test_a_teacher_that_sees_both_ways_is_refused(refused, teacher, tmp_path):
+    other = shutil.copytree(teacher, tmp_path / "teacher")
+    recorded = json.loads((other / "config.json").read_text())
+    recorded["config"]["model"]["causal"] = False
+    (other / "config.json").write_text(json.dumps(recorded))
+    assert "config.teacher.init: its model sees both ways" in refused(teacher__init=other)
