@@ -18,14 +18,14 @@ from jaxtyping import Array, Bool, Float, Int, Int64
 
 from jaxllm import trees
 from jaxllm.data.permutation import Permutation
+from jaxllm.data.prompts import Prompt
 from jaxllm.objectives.objective import Batch, Memory, Params
 from jaxllm.objectives.policy_gradient import GOING_ON
 from jaxllm.rollouts.advantages import adapted_kl_coefficient
 from jaxllm.rollouts.config import RolloutConfig
-from jaxllm.rollouts.judging import Judge, Judged
+from jaxllm.rollouts.judging import Judged
 from jaxllm.rollouts.learner import Learner
 from jaxllm.rollouts.responses import INTEGERS, Response, bucket, on_devices, rows_of
-from jaxllm.rollouts.writer import Writer
 from jaxllm.sharding.mesh import batch_sharding
 
 ROLLOUT = "rollout"
@@ -77,14 +77,35 @@ class Estimator(Protocol):
         ...
 
 
+@runtime_checkable
+class Writes(Protocol):
+    """What has responses to prompts; `Writer` is one."""
+
+    def rollout(
+        self, params: Params, number: int, rows: int, seed: int
+    ) -> tuple[list[Prompt], list[Response]]: ...
+
+
+@runtime_checkable
+class Judges(Protocol):
+    """What says what responses are worth; `Judge` is one."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the rewards; none: there are none."""
+        ...
+
+    def __call__(self, asked: Sequence[Prompt], written: Sequence[Response]) -> Judged: ...
+
+
 class Rollouts:
     """The rollouts of a run, as the loop asks for them; its mesh must be set."""
 
     def __init__(
         self,
         config: RolloutConfig,
-        writer: Writer,
-        judge: Judge,
+        writer: Writes,
+        judge: Judges,
         learner: Learner,
         estimator: Estimator,
         *,
@@ -144,9 +165,10 @@ class Rollouts:
             )
             for name in self._names
         }
+        names = self._judge.names
+        of_rewards = {"reward": scalar, "rewards": dict.fromkeys(names, scalar)} if names else {}
         told = {
-            ROLLOUT: dict.fromkeys(_OF_RESPONSES, scalar)
-            | {"rewards": dict.fromkeys(self._judge.names, scalar)},
+            ROLLOUT: dict.fromkeys(_OF_RESPONSES, scalar) | of_rewards,
             self._estimator.name: dict.fromkeys(self._estimator.told, scalar),
         }
         return {ROLLOUT: rollout, GOING_ON: scalar, KL_COEF: scalar, TOLD: told}
@@ -231,17 +253,17 @@ class Rollouts:
         return np.array([order(row) for row in range(self._rows)])
 
 
-_OF_RESPONSES = ("reward", "length", "eos_rate")
+_OF_RESPONSES = ("length", "eos_rate")
 
 
 def _of_responses(written: Sequence[Response], judged: Judged) -> dict[str, Any]:
     """What is told of responses themselves: means."""
     values = {
-        "reward": judged.scores,
         "length": [len(response.ids) for response in written],
         "eos_rate": [response.ended for response in written],
-        "rewards": judged.by_name,
     }
+    if judged.by_name:
+        values |= {"reward": judged.scores, "rewards": judged.by_name}
     return trees.map_with_paths(lambda _, each: np.asarray(np.mean(each), np.float32), values)
 
 

@@ -5,6 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from jaxllm.checkpoints.load import tokenizer_path
 from jaxllm.data.config import DataConfig
@@ -19,8 +20,11 @@ from jaxllm.ops.divergence import DivergenceConfig
 from jaxllm.sharding.processes import is_main
 from jaxllm.stages.answer_samples import AnsweringConfig, answer_samples
 from jaxllm.stages.continued import check_writer, model_to_continue
+from jaxllm.stages.data_scores import data_scores
+from jaxllm.stages.fields import SamplingFields
 from jaxllm.stages.held_out import HeldOut, WriteSamples
 from jaxllm.stages.sft import opening
+from jaxllm.stages.student_rollouts import OnPolicyFields, student_stream
 from jaxllm.stages.teacher import (
     NOT_THE_TEACHER,
     Teacher,
@@ -38,15 +42,16 @@ RECORDS = ("text", "conversations")
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillFields(DivergenceConfig):
-    """What is learnt of the teacher."""
+class DistillFields(DivergenceConfig, OnPolicyFields):
+    """What is learnt of the teacher, and on which texts."""
 
     records: str = "text"
     """How `data` is read: `text`, as `pretrain` does, of which every token is learnt; or
     `conversations`, as `sft` does by the fields of that name, of which answers are."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        DivergenceConfig.__post_init__(self)
+        OnPolicyFields.__post_init__(self)
         if self.records not in RECORDS:
             raise ValueError(f"records: must be one of {', '.join(RECORDS)}; was {self.records!r}")
 
@@ -72,9 +77,35 @@ class DistillConfig(AnsweringConfig):
                 "data.packing: concat would cut conversations; take best_fit, or none to give each "
                 "a row of its own"
             )
+        if self.distill.on_policy_fraction:
+            self._check_on_policy()
+        elif self.distill.max_prompt != OnPolicyFields.max_prompt:
+            raise ValueError("distill.max_prompt: nothing reads it without on_policy_fraction")
         if not self.of_conversations and self.sft != ExamplesConfig():
             raise ValueError(
                 "sft: is read of conversations alone; set distill.records=conversations"
+            )
+
+    def _check_on_policy(self) -> None:
+        written = self.distill.on_policy_fraction * self.batch_size
+        if round(written) < 1:
+            raise ValueError(
+                f"distill.on_policy_fraction: of {self.batch_size} sequences that is none; give "
+                "more, or a larger batch_size"
+            )
+        if self.temperature <= 0:
+            raise ValueError("temperature: must be positive; what the student writes is drawn")
+        for name in ("top_k", "top_p", "min_p", "repetition_penalty"):
+            default = getattr(SamplingFields, name)
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name}: the student learns on what it would write without it; leave it at "
+                    f"{default}"
+                )
+        if self.sft.train_on_prompt:
+            raise ValueError(
+                "sft.train_on_prompt: what a student writes begins where an answer does; leave it "
+                "out"
             )
 
     @property
@@ -123,7 +154,6 @@ def _work(run: TrainingRun[DistillConfig]) -> dict[str, float]:
     corpus = run.corpus(config.data, kind)
     model = architecture(config.model, corpus.tokenizer.vocab_size)
     teacher = Teacher(run, config.teacher, corpus.tokenizer)
-    rows = run.rows(config.data, corpus)
     objective = distillation(model, config.distill, teacher.model)
     write_samples = _samples(run, corpus, model)
     evaluation = HeldOut(
@@ -134,21 +164,25 @@ def _work(run: TrainingRun[DistillConfig]) -> dict[str, float]:
         _measure(config, corpus, objective),
         lambda step, params: write_samples(step, student_of(params)),
     )
-    run.begin(corpus, rows)
-    teacher.record()
     student = (lambda: run.loaded_params(model)) if config.init else run.random_params(model)
     # What pairs stand beside is in no checkpoint either.
     again = student if config.lora.rank else dict
-    scores = run.train(
-        rows,
-        model,
-        objective,
-        evaluation,
-        initial_params=teacher.beside(student),
-        base_params=teacher.beside(again),
-        param_shapes={**run.param_shapes(model), **teacher.shapes},
-        models={"": model, f"{TEACHER_TREE}/": teacher.model},
-    )
+    params: dict[str, Any] = {
+        "initial_params": teacher.beside(student),
+        "base_params": teacher.beside(again),
+        "param_shapes": {**run.param_shapes(model), **teacher.shapes},
+        "models": {"": model, f"{TEACHER_TREE}/": teacher.model},
+    }
+    if config.distill.on_policy_fraction:
+        stream = student_stream(run, corpus, model, config.distill)
+        run.record(corpus.tokenizer, corpus.fingerprints)
+        teacher.record()
+        scores = run.learn(stream, model, objective, evaluation, **params)
+        return data_scores(corpus) | scores if is_main() else {}
+    rows = run.rows(config.data, corpus)
+    run.begin(corpus, rows)
+    teacher.record()
+    scores = run.train(rows, model, objective, evaluation, **params)
     return run.data_scores(corpus, rows) | scores if is_main() else {}
 
 

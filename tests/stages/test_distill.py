@@ -10,6 +10,7 @@ import pytest
 from jaxllm import trees
 from jaxllm.checkpoints.load import load_model
 from jaxllm.main import main
+from jaxllm.rollouts.imitation import PartlyWritten
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
 SLOW = pytest.mark.slow
@@ -233,3 +234,81 @@ def test_a_teacher_that_sees_both_ways_is_refused(refused, teacher, tmp_path):
     recorded["config"]["model"]["causal"] = False
     (other / "config.json").write_text(json.dumps(recorded))
     assert "config.teacher.init: its model sees both ways" in refused(teacher__init=other)
+
+
+ON_POLICY = {"temperature": 1.0, "distill__max_prompt": 6, "max_new_tokens": 10}
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_student_learns_on_what_it_writes(share, distil, teacher, curve, tmp_path):
+    """From text, and as well for the held-out text, which it has not written."""
+    run = tmp_path / "run"
+    fields = {"steps": 24, "eval__every": 8, **ON_POLICY}
+    result = distil(run, distill__on_policy_fraction=share, **fields)
+    assert result.code == 0, result.err
+    apart = curve(run, "eval/divergence")
+    assert apart[24] < 0.9 * apart[8]
+    assert 0 < min(curve(run, "rollout/length").values()) <= 10
+    assert not curve(run, "rollout/reward")
+    assert summary(run)["eval/teacher_loss"] == pytest.approx(
+        summary(teacher)["eval/loss"], rel=1e-5
+    )
+
+
+def test_a_run_on_its_own_texts_is_resumed(distil, curve, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    fields = {"distill__on_policy_fraction": 0.5, "optimizer__schedule": "constant", **ON_POLICY}
+    assert distil(whole, steps=6, **fields).code == 0
+    assert distil(halves, steps=3, **fields).code == 0
+    result = distil(halves, steps=6, **fields)
+    assert result.code == 0, result.err
+    assert curve(halves, "train/loss") == curve(whole, "train/loss")
+    expected = params_of(whole)
+    for path, leaf in params_of(halves).items():
+        np.testing.assert_array_equal(leaf, expected[path])
+
+
+def test_a_student_answers_itself(distil, conversations, curve, tmp_path, monkeypatch):
+    """From where an answer begins, whose given ones are those of the records."""
+    seen = []
+    rollout = PartlyWritten.rollout
+
+    def watched(self, *arguments):
+        asked, written = rollout(self, *arguments)
+        decode = self.writer.tokenizer.decode
+        seen.extend(
+            (decode(prompt.ids), prompt.ids[-1] == self.writer.tokenizer.bos_id, response)
+            for prompt, response in zip(asked, written, strict=True)
+        )
+        return asked, written
+
+    monkeypatch.setattr(PartlyWritten, "rollout", watched)
+    fields = {"distill__records": "conversations", "data__train": conversations} | ON_POLICY
+    fields |= {"data__packing": "best_fit", "distill__max_prompt": 20, "steps": 2}
+    result = distil(tmp_path / "run", distill__on_policy_fraction=0.5, **fields)
+    assert result.code == 0, result.err
+    given = [each for each in seen if not any(each[2].log_probs)]
+    assert len(given) == len(seen) / 2
+    for prompt, is_open, response in seen:
+        assert prompt.startswith("Repeat ")
+        assert is_open
+        if (prompt, is_open, response) in given:
+            assert response.text == prompt.replace("Repeat", "yes")
+            assert response.ended
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature": 0.0}, "config.temperature: must be positive"),
+        ({"top_k": 3}, "config.top_k: the student learns on what it would write without it"),
+        ({"distill__on_policy_fraction": 1.5}, "config.distill.on_policy_fraction: must be from"),
+        ({"distill__on_policy_fraction": 0.01}, "of 8 sequences that is none"),
+        ({"distill__on_policy_fraction": 0.0}, "config.distill.max_prompt: nothing reads it"),
+        ({"steps": 10**6, "data__max_epochs": 1}, "the limits of epochs allow"),
+        ({"distill__max_prompt": 1000}, "has nothing to go on from"),
+    ],
+)
+def test_what_is_wrong_with_its_own_texts_is_told(fields, message, refused):
+    fields = {"distill__on_policy_fraction": 0.5} | ON_POLICY | fields
+    assert message in refused(**fields)
