@@ -47,10 +47,10 @@ def jaxllm_training(objective_of: Callable[[Any], Any] | None = None) -> Trainin
     return Training(model, optimizer, make_mesh(MeshConfig(), jax.devices()[:1]), step)
 
 
-def transformers_llama(**options: Any):
+def transformers_llama(times: int = 1, **options: Any):
     """The model in Transformers, tied, with random weights, on as many threads as there are cores.
 
-    `options` are fields of its configuration.
+    `times` as wide; `options` are fields of its configuration.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -59,10 +59,10 @@ def transformers_llama(**options: Any):
     torch.set_num_threads(os.cpu_count() or 1)
     config = LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=MLP,
+        hidden_size=times * WIDTH,
+        intermediate_size=times * MLP,
         num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
+        num_attention_heads=times * HEADS,
         tie_word_embeddings=True,
         attn_implementation="sdpa",
         **options,
@@ -70,19 +70,19 @@ def transformers_llama(**options: Any):
     return LlamaForCausalLM(config)
 
 
-def tunix_llama(kind: Any = None, tied: bool = True) -> Any:
-    """The model in Tunix."""
+def tunix_llama(kind: Any = None, tied: bool = True, times: int = 1) -> Any:
+    """The model in Tunix, `times` as wide."""
     from flax import nnx
     from tunix.models.llama3.model import Llama3, ModelConfig
 
     config = ModelConfig(
         num_layers=LAYERS,
         vocab_size=VOCAB,
-        embed_dim=WIDTH,
-        hidden_dim=MLP,
-        num_heads=HEADS,
+        embed_dim=times * WIDTH,
+        hidden_dim=times * MLP,
+        num_heads=times * HEADS,
         head_dim=WIDTH // HEADS,
-        num_kv_heads=HEADS,
+        num_kv_heads=times * HEADS,
         rope_theta=10_000,
         norm_eps=1e-5,
         weight_tying=tied,

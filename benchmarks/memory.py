@@ -2,14 +2,15 @@
 
     python benchmarks/memory.py
 
-Nothing is run or allocated: steps are compiled from shapes. Three questions: what chunking the
-vocabulary saves against full logits, whether the program grows with depth, and what the large
-presets take on each of eight devices.
+Nothing is run or allocated: steps are compiled from shapes. Four questions: what chunking the
+vocabulary saves against full logits, the same of a student and a teacher twice as wide, whether the
+program grows with depth, and what the large presets take on each of eight devices.
 """
 
 import dataclasses
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -26,27 +27,41 @@ from jaxllm.models.config import ModelConfig, TransformerConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.transformer import SHARDING_RULES, param_shapes
 from jaxllm.objectives.cross_entropy import CrossEntropyConfig
+from jaxllm.objectives.distillation import TEACHER_TREE, distillation
 from jaxllm.objectives.next_token import next_token
 from jaxllm.ops import vocabulary
+from jaxllm.ops.divergence import DivergenceConfig
 from jaxllm.reporting.tables import print_table
 from jaxllm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from jaxllm.sharding.rules import with_shardings
 from jaxllm.stages.pretrain import PretrainConfig
 from jaxllm.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxllm.training.step import jit_step, make_train_step, state_shapes
 
 
 def compiled_step(
-    model: TransformerConfig, batch: int, seq: int, mesh: jax.sharding.Mesh
+    model: TransformerConfig,
+    batch: int,
+    seq: int,
+    mesh: jax.sharding.Mesh,
+    teacher: TransformerConfig | None = None,
 ) -> jax.stages.Compiled:
-    """A train step compiled ahead of time."""
+    """A train step compiled ahead of time; with a teacher, one of distillation."""
     optimizer = make_optimizer(OptimizerConfig())
     schedule = learning_rate_schedule(OptimizerConfig(), steps=1000)
-    objective = next_token(model, CrossEntropyConfig())
+    if teacher:
+        objective = distillation(model, DivergenceConfig("jsd"), teacher)
+        layout = with_shardings(param_shapes(teacher), SHARDING_RULES, mesh)
+        frozen = {TEACHER_TREE: layout}
+    else:
+        objective, frozen = next_token(model, CrossEntropyConfig()), {}
     with jax.set_mesh(mesh):
         shapes = state_shapes(param_shapes(model), optimizer, SHARDING_RULES, mesh)
         step = make_train_step(objective, optimizer, schedule, micro_batches=1, seed=0)
         return (
-            jit_step(step, shapes, mesh).lower(shapes, {}, batch_shapes(batch, seq, mesh)).compile()
+            jit_step(step, shapes, mesh)
+            .lower(shapes, frozen, batch_shapes(batch, seq, mesh))
+            .compile()
         )
 
 
@@ -65,26 +80,21 @@ def instructions(compiled: jax.stages.Compiled) -> int:
 
 
 def main() -> None:
-    """Prints the three tables."""
+    """Prints the tables."""
     vocabulary_and_depth()
     presets()
 
 
 def vocabulary_and_depth() -> None:
-    """The first two questions, on one device."""
+    """The first three questions, on one device."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config = ModelConfig(layers=4, width=512, heads=8, dtype="float32", remat="full")
     model = architecture(config, 128 * 1024)
-    rows = []
-    temporary = {}
-    for name, tokens in (("full logits", {"cpu": 2**62}), ("chunked", vocabulary._CHUNK_TOKENS)):
-        with mock.patch.object(vocabulary, "_CHUNK_TOKENS", tokens):
-            memory = compiled_step(model, batch=4, seq=2048, mesh=mesh).memory_analysis()
-        temporary[name] = memory.temp_size_in_bytes
-        rows.append((name, f"{temporary[name] / 2**30:.2f} GiB"))
-    rows.append(("chunked / full", f"{temporary['chunked'] / temporary['full logits']:.3f}"))
     title = "Temporaries of a step: width 512, 4 layers, vocabulary 128k, 4 x 2048, remat full"
-    print_table(("vocabulary loss", "temporaries"), rows, title)
+    chunks_saved(title, lambda: compiled_step(model, batch=4, seq=2048, mesh=mesh))
+    teacher = architecture(dataclasses.replace(config, width=1024, heads=16), 128 * 1024)
+    title = "Of distillation: the same student, a teacher of width 1024, 2 x 2048"
+    chunks_saved(title, lambda: compiled_step(model, 2, 2048, mesh, teacher))
 
     rows = []
     for layers in (12, 48):
@@ -96,8 +106,20 @@ def vocabulary_and_depth() -> None:
     print_table(("layers", "HLO instructions", "tracing and compiling"), rows, "Depth")
 
 
+def chunks_saved(title: str, compiled: Callable[[], jax.stages.Compiled]) -> None:
+    """Prints the temporaries of a step whose logits are there whole, and chunk by chunk."""
+    rows = []
+    temporary = {}
+    for name, tokens in (("full logits", {"cpu": 2**62}), ("chunked", vocabulary._CHUNK_TOKENS)):
+        with mock.patch.object(vocabulary, "_CHUNK_TOKENS", tokens):
+            temporary[name] = compiled().memory_analysis().temp_size_in_bytes
+        rows.append((name, f"{temporary[name] / 2**30:.2f} GiB"))
+    rows.append(("chunked / full", f"{temporary['chunked'] / temporary['full logits']:.3f}"))
+    print_table(("vocabulary loss", "temporaries"), rows, title)
+
+
 def presets() -> None:
-    """The third: one micro-batch of 8 rows, on 8 devices, fsdp 4 x tensor 2, bfloat16."""
+    """The fourth: one micro-batch of 8 rows, on 8 devices, fsdp 4 x tensor 2, bfloat16."""
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     rows = []
     for preset in ("1b", "8b"):
