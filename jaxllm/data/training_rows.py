@@ -15,6 +15,9 @@ from jaxllm.data.rows import TokenRows
 from jaxllm.data.store import TokenStore
 from jaxllm.errors import UserError
 
+Beside = Callable[[TokenStore, TokenRows], TokenRows]
+"""`beside(store, rows) -> rows`, which have more arrays."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRows:
@@ -59,6 +62,7 @@ def training_rows(
     part_values: Callable[[TokenStore], Mapping[str, Sequence[PartValues]]] = lambda store: (
         NO_VALUES
     ),
+    beside: Beside = lambda store, rows: rows,
 ) -> TrainingRows:
     """The rows of a corpus as training draws them.
 
@@ -68,12 +72,16 @@ def training_rows(
         seed: of the order of rows.
         count: how many will be drawn.
         part_values: what rows of a store are to tell more (`packed_rows`).
+        beside: the rows of a store, with more arrays in them.
 
     Raises:
         UserError: a source has no full row, or the limits of epochs allow fewer rows than `count`.
     """
     sources = tuple(
-        packed_rows(store, data.packing, data.seq_len, data.document_mask, part_values(store))
+        beside(
+            store,
+            packed_rows(store, data.packing, data.seq_len, data.document_mask, part_values(store)),
+        )
         for store in corpus.train
     )
     for entry, store in zip(corpus.entries, corpus.train, strict=True):

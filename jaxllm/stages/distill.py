@@ -11,6 +11,9 @@ from jaxllm.checkpoints.load import tokenizer_path
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, DocumentKind, WholeTexts
 from jaxllm.data.examples import Examples, ExamplesConfig
+from jaxllm.data.rows import TokenRows
+from jaxllm.data.store import TokenStore
+from jaxllm.data.training_rows import Beside
 from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.families import architecture
@@ -93,6 +96,11 @@ class DistillConfig(AnsweringConfig):
                 f"distill.on_policy_fraction: of {self.batch_size} sequences that is none; give "
                 "more, or a larger batch_size"
             )
+        if self.teacher.top_k:
+            raise ValueError(
+                "teacher.top_k: what the student writes is not known before; leave one of "
+                "teacher.top_k and distill.on_policy_fraction out"
+            )
         if self.temperature <= 0:
             raise ValueError("temperature: must be positive; what the student writes is drawn")
         for name in ("top_k", "top_p", "min_p", "repetition_penalty"):
@@ -154,7 +162,9 @@ def _work(run: TrainingRun[DistillConfig]) -> dict[str, float]:
     corpus = run.corpus(config.data, kind)
     model = architecture(config.model, corpus.tokenizer.vocab_size)
     teacher = Teacher(run, config.teacher, corpus.tokenizer)
-    objective = distillation(model, config.distill, teacher.model)
+    live = not config.teacher.top_k
+    objective = distillation(model, config.distill, teacher.model if live else None)
+    beside = (lambda store, rows: rows) if live else _stored(run, teacher)
     write_samples = _samples(run, corpus, model)
     evaluation = HeldOut(
         config,
@@ -163,27 +173,52 @@ def _work(run: TrainingRun[DistillConfig]) -> dict[str, float]:
         run.mesh,
         _measure(config, corpus, objective),
         lambda step, params: write_samples(step, student_of(params)),
+        beside=beside,
     )
-    student = (lambda: run.loaded_params(model)) if config.init else run.random_params(model)
-    # What pairs stand beside is in no checkpoint either.
-    again = student if config.lora.rank else dict
-    params: dict[str, Any] = {
-        "initial_params": teacher.beside(student),
-        "base_params": teacher.beside(again),
-        "param_shapes": {**run.param_shapes(model), **teacher.shapes},
-        "models": {"": model, f"{TEACHER_TREE}/": teacher.model},
-    }
+    params = _params(run, model, teacher if live else None)
     if config.distill.on_policy_fraction:
         stream = student_stream(run, corpus, model, config.distill)
         run.record(corpus.tokenizer, corpus.fingerprints)
         teacher.record()
         scores = run.learn(stream, model, objective, evaluation, **params)
         return data_scores(corpus) | scores if is_main() else {}
-    rows = run.rows(config.data, corpus)
+    rows = run.rows(config.data, corpus, beside=beside)
     run.begin(corpus, rows)
     teacher.record()
     scores = run.train(rows, model, objective, evaluation, **params)
     return run.data_scores(corpus, rows) | scores if is_main() else {}
+
+
+def _stored(run: TrainingRun[DistillConfig], teacher: Teacher) -> Beside:
+    """Rows with what the teacher says of them, which it is asked now, or was before."""
+    config, stored = run.config, teacher.stored(run.config.distill.temperature)
+    at_once = config.batch_size // config.micro_batches
+
+    def beside(store: TokenStore, rows: TokenRows) -> TokenRows:
+        packing, mask = config.data.packing, config.data.document_mask
+        with run.ledger.spending("data"):
+            return stored.beside(store, rows, packing, mask, at_once, run.phases)
+
+    return beside
+
+
+def _params(
+    run: TrainingRun[DistillConfig], model: TransformerConfig, teacher: Teacher | None
+) -> dict[str, Any]:
+    """What `TrainingRun.learn` is told of the parameters: the student's, and beside them those of a
+    teacher that is asked in each step."""
+    config = run.config
+    student = (lambda: run.loaded_params(model)) if config.init else run.random_params(model)
+    # What pairs stand beside is in no checkpoint either.
+    again = student if config.lora.rank else dict
+    if not teacher:
+        return {"initial_params": student, "base_params": again}
+    return {
+        "initial_params": teacher.beside(student),
+        "base_params": teacher.beside(again),
+        "param_shapes": {**run.param_shapes(model), **teacher.shapes},
+        "models": {"": model, f"{TEACHER_TREE}/": teacher.model},
+    }
 
 
 def _samples(

@@ -9,6 +9,7 @@ from jaxllm.data.batches import EvalBatches
 from jaxllm.data.config import DataConfig
 from jaxllm.data.packing import NO_VALUES, PartValues, packed_rows
 from jaxllm.data.store import TokenStore
+from jaxllm.data.training_rows import Beside
 from jaxllm.objectives.objective import Batch, Params
 from jaxllm.sharding.mesh import batch_sharding
 from jaxllm.stages.fields import TrainingFields
@@ -32,6 +33,7 @@ class HeldOut:
         measure: Measure,
         write_samples: WriteSamples,
         part_values: Mapping[str, Sequence[PartValues]] = NO_VALUES,
+        beside: Beside = lambda store, rows: rows,
     ) -> None:
         """Args:
         config: of the stage.
@@ -41,9 +43,11 @@ class HeldOut:
         measure: gives scores of parameters on batches.
         write_samples: shows what parameters make of some texts.
         part_values: what rows are to tell more of the parts of documents (`packed_rows`).
+        beside: the rows, with more arrays in them.
         """
         self._config, self._measure, self._write_samples = config, measure, write_samples
-        self._rows = packed_rows(store, data.packing, data.seq_len, data.document_mask, part_values)
+        rows = packed_rows(store, data.packing, data.seq_len, data.document_mask, part_values)
+        self._rows = beside(store, rows)
         self._sharding = batch_sharding(mesh)
         self._latest: dict[int, dict[str, float]] = {}
 

@@ -2,6 +2,7 @@
 parameters beside the student's."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxllm.checkpoints.base import TEACHER, place_of
 from jaxllm.checkpoints.load import model_config_of, tokenizer_path
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.errors import UserError
+from jaxllm.inference.stored_teacher import StoredTeacher
 from jaxllm.models.config import ModelConfig, TransformerConfig, bare
 from jaxllm.models.families import architecture
 from jaxllm.models.quantised import held
@@ -37,8 +39,14 @@ class TeacherFields:
     dtype: str = "float32"
     """In which its parameters are held: `float32`, `bfloat16`, or, the matrices of its attention
     and MLP, in the 8 and 4 bits of `int8` and `nf4`."""
+    top_k: int = 0
+    """Ask it once, before the first step, and keep beside the token store so many of its likeliest
+    tokens at each place, 4 bytes each (6 of vocabularies above 65,536); 64 are usual. 0: it is
+    asked in each step, for all tokens."""
 
     def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise ValueError("top_k: must not be negative")
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype: must be one of {', '.join(_DTYPES)}; was {self.dtype!r}")
 
@@ -56,6 +64,7 @@ class Teacher:
         self._how = "" if fields.dtype == "float32" else fields.dtype
         self._frozen = FrozenModel(run, fields.init, TEACHER)
         self.model = _teaching(self._frozen.config, tokenizer)
+        self._top_k = min(fields.top_k, self.model.vocab_size)
 
     @property
     def shapes(self) -> dict[str, Any]:
@@ -75,6 +84,17 @@ class Teacher:
             hold = jax.jit(held, static_argnums=1, out_shardings=layout, donate_argnums=0)
             params = hold(params, self._how)
         return {TEACHER_TREE: params}
+
+    def stored(self, temperature: float) -> StoredTeacher:
+        """The teacher as one that is asked once, at the temperature of the loss."""
+        return StoredTeacher(
+            self.model,
+            json.dumps([self._frozen.checksums, self._how]),
+            lambda: self.alone()[TEACHER_TREE],
+            self._run.mesh,
+            self._top_k,
+            temperature,
+        )
 
     def record(self) -> None:
         """Writes which it is, in the first life of the run."""

@@ -26,7 +26,7 @@ from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, DocumentKind, WholeTexts, prepare_corpus
 from jaxllm.data.packing import NO_VALUES, PartValues
 from jaxllm.data.store import TokenStore
-from jaxllm.data.training_rows import TrainingRows, training_rows
+from jaxllm.data.training_rows import Beside, TrainingRows, training_rows
 from jaxllm.errors import UserError
 from jaxllm.files import locked
 from jaxllm.host_memory import keep_freed_memory_on_cpu
@@ -98,10 +98,11 @@ class TrainingRun(Generic[C]):
         part_values: Callable[[TokenStore], Mapping[str, Sequence[PartValues]]] = lambda store: (
             NO_VALUES
         ),
+        beside: Beside = lambda store, rows: rows,
     ) -> TrainingRows:
-        """The rows that the run will draw; for `part_values` see `training_rows`."""
+        """The rows that the run will draw; for `part_values` and `beside` see `training_rows`."""
         with self.ledger.spending("data"):
-            return training_rows(data, corpus, self.config.seed, self.drawn, part_values)
+            return training_rows(data, corpus, self.config.seed, self.drawn, part_values, beside)
 
     def begin(self, corpus: Corpus, rows: TrainingRows) -> None:
         """Records the run, once its data and all that it was given are found good, and keeps its

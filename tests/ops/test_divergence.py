@@ -14,6 +14,7 @@ from jaxllm.ops.divergence import (
     Live,
     Stored,
     divergence_sums,
+    likeliest,
     outcomes,
 )
 from jaxllm.ops.vocabulary import OutputHead
@@ -303,3 +304,13 @@ def test_chunks_that_nobody_needs_are_not_computed(inputs, all_equations):
 def test_wrong_options_are_told(fields, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(DivergenceConfig(), **fields)
+
+
+@pytest.mark.parametrize("chunk", [3, 0])
+def test_the_likeliest_tokens_are_found(chunk, inputs):
+    hidden, matrix = (jnp.asarray(inputs[name], jnp.float32) for name in ("hidden", "matrix"))
+    ids, log_probs = likeliest(hidden, OutputHead(matrix), 4, 1.5, chunk)
+    expected = log_softmax(inputs["hidden"] @ inputs["matrix"] / 1.5)
+    order = np.argsort(-expected, axis=-1)[..., :4]
+    np.testing.assert_array_equal(ids, order)
+    np.testing.assert_allclose(log_probs, np.take_along_axis(expected, order, -1), rtol=1e-5)

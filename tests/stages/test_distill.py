@@ -9,6 +9,8 @@ import pytest
 
 from jaxllm import trees
 from jaxllm.checkpoints.load import load_model
+from jaxllm.inference import stored_teacher
+from jaxllm.inference.stored_teacher import StoredTeacher
 from jaxllm.main import main
 from jaxllm.rollouts.imitation import PartlyWritten
 from jaxllm.sharding.mesh import MeshConfig, make_mesh
@@ -312,3 +314,58 @@ def test_a_student_answers_itself(distil, conversations, curve, tmp_path, monkey
 def test_what_is_wrong_with_its_own_texts_is_told(fields, message, refused):
     fields = {"distill__on_policy_fraction": 0.5} | ON_POLICY | fields
     assert message in refused(**fields)
+
+
+@pytest.mark.parametrize("fields", [{}, pytest.param({"distill__temperature": 2.0}, marks=SLOW)])
+def test_all_that_a_teacher_says_is_as_good_kept_as_asked(fields, distil, curve, tmp_path):
+    live, kept = tmp_path / "live", tmp_path / "kept"
+    fields = {"steps": 6, "eval__every": 6, **fields}
+    assert distil(live, **fields).code == 0
+    result = distil(kept, teacher__top_k=1000, **fields)
+    assert result.code == 0, result.err
+    for name in ("train/loss", "train/divergence", "eval/divergence", "eval/agreement"):
+        found, expected = (list(curve(run, name).values()) for run in (kept, live))
+        np.testing.assert_allclose(found, expected, rtol=3e-3, atol=1e-4)
+    assert "eval/teacher_loss" not in summary(kept)
+
+
+def test_a_teacher_is_asked_once(distil, conversations, curve, tmp_path, monkeypatch):
+    """Of the likeliest tokens alone; another run finds what it said, one of other rows does not."""
+    asked = []
+    said = StoredTeacher._said
+
+    def watched(self, params, block, *rest):
+        asked.append(len(block))
+        return said(self, params, block, *rest)
+
+    monkeypatch.setattr(StoredTeacher, "_said", watched)
+    monkeypatch.setattr(stored_teacher, "ROWS_OF_FILE", 16)
+    store = tmp_path / "store"
+    fields = {"teacher__top_k": 8, "data__store": store, "distill__records": "conversations"}
+    fields |= {"data__train": conversations, "data__packing": "best_fit", "steps": 8}
+    result = distil(tmp_path / "one", **fields)
+    assert result.code == 0, result.err
+    (folder, *_) = sorted(store.rglob("teacher_*"))
+    sizes = {path.name: np.load(path).shape for path in folder.iterdir()}
+    assert {name.split("_0")[0] for name in sizes} == {"ids", "log_probs"}
+    assert {shape[1:] for shape in sizes.values()} == {(32, 8)}
+    bytes_of = sum(np.load(path).dtype.itemsize for path in sorted(folder.glob("*_00000.npy")))
+    assert bytes_of == 4
+    times = len(asked)
+    assert times >= 2
+    assert (
+        curve(tmp_path / "one", "eval/divergence")[8]
+        < curve(tmp_path / "one", "eval/divergence")[4]
+    )
+    assert distil(tmp_path / "other", **fields, seed=1).code == 0
+    assert len(asked) == times
+    (folder / "ids_00000.npy").write_bytes(b"broken")
+    assert distil(tmp_path / "third", **fields, seed=2).code == 0
+    assert len(asked) == times + 1
+    assert distil(tmp_path / "fourth", **fields | {"data__packing": "none"}).code == 0
+    assert len(asked) > times + 2
+
+
+def test_what_is_kept_of_a_teacher_is_no_help_on_what_is_written_later(refused):
+    fields = {"distill__on_policy_fraction": 0.5, "teacher__top_k": 8} | ON_POLICY
+    assert "config.teacher.top_k: what the student writes is not known" in refused(**fields)
