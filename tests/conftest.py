@@ -193,8 +193,9 @@ class ChatEndpoint:
 
 
 @pytest.fixture
-def chat_endpoint():
+def chat_endpoint(monkeypatch):
     """An endpoint that answers at once, until a test has it do something else."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     endpoint = ChatEndpoint()
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -106,9 +106,7 @@ class OrderedLines:
             numbers: those whose lines can be made now.
             passed: those that others need not wait for any more.
         """
-        coming = set(numbers)
-        self._late |= any(number < self._next for number in coming)
-        self._waiting |= coming
+        self._waiting.update(numbers)  # one that comes late waits until the end
         self._passed.update(passed)
         while self._next in self._waiting or self._next in self._passed:
             if self._next in self._waiting:
@@ -119,14 +117,14 @@ class OrderedLines:
 
     def close(self) -> None:
         """Writes what has not been written in its place, and closes the file."""
-        if self._late or self._waiting:
+        if self._waiting:
             self._file.close()
             self._write_anew()
         self._file.close()
 
     def _write_anew(self) -> None:
         temporary = self._path.with_name(f".{self._path.name}.new")
-        self._next, self._late, self._waiting = 0, False, set[int]()
+        self._next, self._waiting = 0, set[int]()
         with temporary.open("w", encoding="utf-8") as file:
             for number in self._known:
                 self._write(file, number)

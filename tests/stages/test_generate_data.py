@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
+from jaxllm.files import locked
 from jaxllm.inference import endpoint
+from jaxllm.main import main
+from jaxllm.stages import generate_data
 
 KEY = "sk-5ecret5ecret"
 RECORDS = [{"prompt": f"{n} + 1?", "answer": str(n + 1), "level": n % 3} for n in range(12)]
@@ -272,6 +275,52 @@ def test_what_is_answered_or_judged_is_so_once(asked, chat_endpoint, tmp_path, m
     judged = (tmp_path / "judged").read_text().splitlines()
     assert "7 + 1?" in judged
     assert "0 + 1?" not in judged
+
+
+@pytest.fixture(scope="module")
+def reward_run(arguments, finished_run, json_lines, compiled, tmp_path_factory):
+    """Makes a reward model of few steps."""
+    pairs = [{"prompt": f"{n}?", "chosen": "a a", "rejected": "b"} for n in range(40)]
+
+    def make(**fields):
+        workdir = tmp_path_factory.mktemp("reward") / "run"
+        given = {"init": finished_run, "data.train": json_lines(pairs), "steps": 3, **fields}
+        assert main(arguments("reward", workdir, given)) == 0
+        return workdir
+
+    return make
+
+
+def test_a_reward_model_says_which_response_is_the_best(
+    asked, chat_endpoint, written, reward_run, tmp_path
+):
+    run = reward_run()
+    answers = ["a a", "b", "a b a"]
+    chat_endpoint.reply = lambda body, time: chat_endpoint.says(answers[body["seed"] % 3])
+    spec = {"rewards": "reward_model", "reward__init": run, "samples": 6}
+    assert asked("all", **spec).code == 0
+    result = asked(keep="best", **spec)
+    assert result.code == 0, result.err
+    rewards = {}
+    for line in written("all"):
+        rewards.setdefault(line["prompt"], {})[line["response"]] = line["reward"]
+    assert max(map(len, rewards.values())) > 1
+    best = {line["prompt"]: line["reward"] for line in written()}
+    assert best == {prompt: max(found.values()) for prompt, found in rewards.items()}
+    (tmp_path / "run" / "summary.json").unlink()
+    shutil.rmtree(run)
+    shutil.copytree(reward_run(seed=1), run)
+    result = asked(keep="best", **spec)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "the reward model is not the one that the run began with" in result.err
+
+
+def test_two_runs_do_not_write_into_one_directory(asked, monkeypatch, tmp_path):
+    monkeypatch.setattr(generate_data, "_PATIENCE_SECONDS", 0.0)
+    with locked(tmp_path / "run"):
+        result = asked()
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "another process writes here" in result.err
 
 
 def test_the_same_is_asked_and_kept_once(asked, chat_endpoint, json_lines, tmp_path):
