@@ -17,7 +17,8 @@ that does not exist, or a value of another type, ends the program with exit code
 field that does exist.
 
 A resumed run may change `steps`, `log`, `eval`, `checkpoint`, `mesh` and `compare`; anything else
-needs another `--workdir`.
+needs another `--workdir`. `generate_data` may change how its teacher is asked as well
+([data from a teacher](generate_data.md#stopped-and-started-again)).
 
 This page is made by `make docs` from the declarations; do not edit it.
 """

@@ -40,6 +40,7 @@ STAGES = {
     "ppo": ("jaxllm.stages.ppo", "PpoConfig"),
     "distill": ("jaxllm.stages.distill", "DistillConfig"),
     "score": ("jaxllm.stages.score", "ScoreConfig"),
+    "generate_data": ("jaxllm.stages.generate_data", "GenerateDataConfig"),
     "generate": ("jaxllm.stages.generate", "GenerateConfig"),
     "chat": ("jaxllm.stages.chat", "ChatConfig"),
     "evaluate": ("jaxllm.stages.evaluate", "EvaluateConfig"),
@@ -52,7 +53,7 @@ RECIPE = "recipe"
 
 _MADE_BY_ONE = ("tokenizer", "prepare")
 """Stages whose work one process does, while the others wait."""
-_SINGLE = ("chat", "score", "import_hf", "export_hf")
+_SINGLE = ("generate_data", "chat", "score", "import_hf", "export_hf")
 """Stages that have to be run as a single process."""
 
 # What only the user can mend: a place that cannot be read or written.

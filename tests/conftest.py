@@ -1,9 +1,12 @@
 """What all tests share: eight simulated devices, and runtime checking of shapes and types."""
 
 import functools
+import http.server
+import json
 import os
+import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before JAX is imported. Simulated devices share few cores: without NPROC their rendezvous can
@@ -141,3 +144,84 @@ def packed_rows():
         return batch
 
     return make
+
+
+class ChatEndpoint:
+    """An endpoint of `/chat/completions` on this machine, which keeps what it is asked."""
+
+    def __init__(self) -> None:
+        self.reply: Callable[[dict, int], tuple[int, dict, bytes] | None] = self.answer
+        """Status, headers and body for a request and how often it was made; None: nothing comes."""
+        self.requests: list[tuple[str, dict, dict]] = []
+        self.busiest = 0
+        self.delay = 0.0
+        self._busy, self._times = 0, dict[str, int]()
+        self._lock, self.ended = threading.Lock(), threading.Event()
+        self.url = ""
+
+    def answer(self, body: dict, time: int) -> tuple[int, dict, bytes]:
+        """A text that depends on what is asked and on the seed alone."""
+        asked = body["messages"][-1]["content"]
+        drawn = zlib.crc32(f"{asked} {body.get('seed')}".encode()) % 10
+        return self.says(f"{asked} {drawn}")
+
+    @staticmethod
+    def says(text: str | None, finish: str = "stop", **message) -> tuple[int, dict, bytes]:
+        choice = {"message": {"content": text, **message}, "finish_reason": finish}
+        told = {"choices": [choice], "usage": {"completion_tokens": 3}}
+        return 200, {}, json.dumps(told).encode()
+
+    @property
+    def asked(self) -> list[str]:
+        """The last message of each request."""
+        return [body["messages"][-1]["content"] for _, _, body in self.requests]
+
+    def take(self, path: str, headers: dict, body: dict) -> tuple[int, dict, bytes] | None:
+        with self._lock:
+            self.requests.append((path, headers, body))
+            self._busy += 1
+            self.busiest = max(self.busiest, self._busy)
+            asked = json.dumps(body)
+            self._times[asked] = self._times.get(asked, 0) + 1
+            time = self._times[asked]
+        self.ended.wait(self.delay)
+        try:
+            return self.reply(body, time)
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+
+@pytest.fixture
+def chat_endpoint(monkeypatch):
+    """An endpoint that answers at once, until a test has it do something else."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    endpoint = ChatEndpoint()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            reply = endpoint.take(self.path, dict(self.headers), body)
+            if reply is None:
+                endpoint.ended.wait(10)
+                return
+            status, headers, content = reply
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    endpoint.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield endpoint
+    endpoint.ended.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,18 @@ class RunDirectory:
         return self.path / "items.jsonl"
 
     @property
+    def answers(self) -> Path:
+        return self.path / "answers.jsonl"
+
+    @property
+    def answer_rewards(self) -> Path:
+        return self.path / "answer_rewards.jsonl"
+
+    @property
+    def answered(self) -> Path:
+        return self.path / "data.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
@@ -84,7 +96,12 @@ class RunDirectory:
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
-    def open(self, config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+    def open(
+        self,
+        config: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        free: Collection[str] = (),
+    ) -> None:
         """Makes the directory; in one that holds a run, checks that the configuration agrees, and
         in any other, that nobody's files would be written over.
 
@@ -92,6 +109,7 @@ class RunDirectory:
             config: the resolved configuration.
             defaults: the stage's own. A field that there was not yet when the run was recorded
                 counts as its default.
+            free: paths of fields that may differ, beside `FREE_ON_RESUME`.
 
         Raises:
             UserError: the directory is of a run with another configuration (the difference is
@@ -101,7 +119,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path}: is a file; give a directory.")
         if self.config_path.exists():
-            self._check_unchanged(config, defaults or {})
+            self._check_unchanged(config, defaults or {}, free)
         elif self.path.exists():
             self._check_free()
         try:
@@ -185,6 +203,8 @@ class RunDirectory:
         its data or tokenizer; files that are written after it are not."""
         files = (self.metrics, self.samples, self.summary, self.items, self.classes, self.report)
         taken = [path.name for path in files if path.exists()]
+        # Those of answers are there, and empty, before the first of them has come.
+        taken += [p.name for p in (self.answers, self.answered) if p.exists() and p.stat().st_size]
         if self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
             taken.append(f"{self.checkpoints.name}/")
         if taken:
@@ -193,13 +213,17 @@ class RunDirectory:
                 "run, and this one would write over what is there; give another --workdir."
             )
 
-    def _check_unchanged(self, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    def _check_unchanged(
+        self, config: Mapping[str, Any], defaults: Mapping[str, Any], free: Collection[str]
+    ) -> None:
         recorded, now = configuration.flatten(self.config()), configuration.flatten(config)
         before = configuration.flatten(defaults) | recorded
         changes = [
             f"config.{path}: was {before.get(path)!r}, now {now.get(path)!r}"
             for path in {**before, **now}
-            if before.get(path) != now.get(path) and path.split(".")[0] not in FREE_ON_RESUME
+            if before.get(path) != now.get(path)
+            and path.split(".")[0] not in FREE_ON_RESUME
+            and path not in free
         ]
         if changes:
             raise UserError(

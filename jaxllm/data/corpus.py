@@ -152,7 +152,12 @@ def prepare_corpus(
     return Corpus(trained, entries, train, opened[EVAL], split, encoder)
 
 
-def check_expected(expected: Mapping[str, str] | None, name: str, fingerprint: str) -> None:
+def check_expected(
+    expected: Mapping[str, str] | None,
+    name: str,
+    fingerprint: str,
+    cause: str = "a source has changed since",
+) -> None:
     """Checks that a run that goes on reads what it began with.
 
     Raises:
@@ -160,7 +165,7 @@ def check_expected(expected: Mapping[str, str] | None, name: str, fingerprint: s
     """
     if expected and expected.get(name) != fingerprint:
         raise UserError(
-            f"the {name} is not the one that the run began with (a source has changed since); "
+            f"the {name} is not the one that the run began with ({cause}); "
             "restore it, or begin another run in another --workdir."
         )
 

@@ -45,6 +45,7 @@ TRAINING = "Training"
 TIME = "Time"
 GOODPUT = "Goodput, over all lives of the process"
 DATA = "Data"
+ANSWERS = "Responses of the teacher"
 CLEANING = "Cleaning, texts"
 REFERENCES = "References, bits per byte"
 OTHER = "Other scores"
@@ -117,6 +118,19 @@ GROUPS: dict[str, dict[str, Score]] = {
         "goodput/seconds/checkpoint": Score("saving checkpoints", quantities.duration),
         "goodput/seconds/lost": Score("lost steps, made again", quantities.duration),
         "goodput/seconds/down": Score("down, between lives", quantities.duration),
+    },
+    ANSWERS: {
+        "data/prompts": Score("prompts", quantities.number),
+        "data/duplicate_prompts": Score("prompts left out: asked before", quantities.number),
+        "data/failed": Score("prompts without an answer", quantities.number),
+        "answers/responses": Score("responses", quantities.number),
+        "answers/kept": Score("kept", quantities.number),
+        "answers/empty": Score("left out: empty", quantities.number),
+        "answers/duplicates": Score("left out: given before", quantities.number),
+        "answers/cut_off": Score("left out: cut off", quantities.number),
+        "answers/rejected": Score("left out: worth less", quantities.number),
+        "answers/surplus": Score("left out: beside a better or earlier one", quantities.number),
+        "answers/tokens": Score("tokens", quantities.number),
     },
     DATA: {
         "data/train_documents": Score("training documents", quantities.number),

@@ -47,6 +47,7 @@ PAGES = [
     "evaluating.md",
     "sft.md",
     "rewards.md",
+    "generate_data.md",
     *(pytest.param(f"{page}.md", marks=pytest.mark.slow) for page in TUNING),
 ]
 
@@ -59,7 +60,9 @@ def test_the_commands_of_the_page_run(page, place, capsys):
         if command.startswith(COMMAND):
             given = shlex.split(command.removeprefix(COMMAND))
             for argument in given:
-                begun = argument.removeprefix("--config.init=")
+                begun = argument.removeprefix("--config.teacher.init=").removeprefix(
+                    "--config.init="
+                )
                 # Another page makes it.
                 if begun.startswith("runs/") and not (place / begun).exists():
                     shutil.copytree(place / "runs" / "first", place / begun)
