@@ -5,6 +5,7 @@ an answer is a line of `NumberedLines` as soon as it has come, and `OrderedLines
 all of them, in the order of their numbers.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,6 +29,7 @@ class NumberedLines:
         Raises:
             UserError: another line is none of such a file.
         """
+        self._path = path
         self._places: dict[int, int] = {}
         self._end = 0
         # Unbuffered: a line is written by one call, and survives the process from then on.
@@ -63,9 +65,10 @@ class NumberedLines:
     def append(self, number: int, value: Mapping[str, Any]) -> None:
         """Keeps a value, which JSON can write, under a number that has none yet."""
         line = json.dumps({_NUMBER: number, **value}, ensure_ascii=False).encode() + b"\n"
-        written = self._file.write(line)
-        if written != len(line):  # so a full disk is told
-            written += self._file.write(line[written:])
+        with _named(self._path):
+            written = self._file.write(line)
+            if written != len(line):  # so a full disk is told
+                self._file.write(line[written:])
         self._place(number, line)
 
     def close(self) -> None:
@@ -108,12 +111,13 @@ class OrderedLines:
         """
         self._waiting.update(numbers)  # one that comes late waits until the end
         self._passed.update(passed)
-        while self._next in self._waiting or self._next in self._passed:
-            if self._next in self._waiting:
-                self._waiting.remove(self._next)
-                self._write(self._file, self._next)
-            self._next += 1
-        self._file.flush()
+        with _named(self._path):
+            while self._next in self._waiting or self._next in self._passed:
+                if self._next in self._waiting:
+                    self._waiting.remove(self._next)
+                    self._write(self._file, self._next)
+                self._next += 1
+            self._file.flush()
 
     def close(self) -> None:
         """Writes what has not been written in its place, and closes the file."""
@@ -125,7 +129,7 @@ class OrderedLines:
     def _write_anew(self) -> None:
         temporary = self._path.with_name(f".{self._path.name}.new")
         self._next, self._waiting = 0, set[int]()
-        with temporary.open("w", encoding="utf-8") as file:
+        with _named(temporary), temporary.open("w", encoding="utf-8") as file:
             for number in self._known:
                 self._write(file, number)
                 self._next = number + 1
@@ -134,3 +138,14 @@ class OrderedLines:
 
     def _write(self, file: IO[str], number: int) -> None:
         file.writelines(f"{line}\n" for line in self._lines(number))
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Inside, an error of writing, which knows no name, tells the file's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise

@@ -94,12 +94,12 @@ class EndpointTeacher:
         """See `Teacher`: some at a time means what has come until then.
 
         A question that cannot be answered is set aside; so is one that the server refuses as such,
-        if it has answered others before.
+        if it has answered others before, in an earlier life of the run too.
 
         Raises:
             UserError: the server refuses the requests: a wrong key, model or URL.
         """
-        client = _Client(self.connection)
+        client = _Client(self.connection, bool(self.done))
         jobs = (
             (question, sample)
             for question in questions
@@ -159,8 +159,9 @@ def _together(answers: Mapping[int, Answer | Failed]) -> Sequence[Answer] | Fail
 class _Client:
     """Asks an endpoint, from several threads."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, has_answered: bool) -> None:
+        """`has_answered`: whether it is known to answer some."""
+        self._connection, self._has_answered = connection, has_answered
         self._where = f"{connection.url}/chat/completions"
         self._headers = {"Content-Type": "application/json", "User-Agent": "jaxllm"}
         if connection.key:
@@ -168,7 +169,6 @@ class _Client:
         # One that follows would send the key to wherever it is sent itself.
         self._opener = urllib.request.build_opener(_NoRedirects)
         self._stopped = threading.Event()
-        self._has_answered = False
 
     def stop(self) -> None:
         """Ends waiting; nothing is asked any more."""

@@ -12,7 +12,7 @@ from jaxllm.inference.trained import TrainedModel
 from jaxllm.tokenizers.chat_template import Message
 
 _THINK = "<think>"
-_OPENED = 8  # tokens at the end of a prompt in which a template may have begun the thinking
+_OPENED = 16  # tokens at the end of a prompt in which a template may have begun the thinking
 _CALLS = 4  # times as many texts are asked for at once as are written at once
 
 

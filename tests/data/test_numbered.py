@@ -1,6 +1,7 @@
 """What comes in any order is kept at once, and written in order; a kill loses none of it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,15 @@ def test_another_damaged_line_is_told(kept, tmp_path):
     path.write_bytes(b"nothing\n" + path.read_bytes())
     with pytest.raises(UserError, match=r"kept\.jsonl: line 1 is damaged"):
         NumberedLines(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no such device")
+def test_a_full_disk_is_told_by_the_name_of_the_file(kept):
+    kept.append(0, {})
+    kept._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
+    with pytest.raises(OSError, match=r"No space left on device: '.*kept\.jsonl'"):
+        kept.append(1, {})
+    assert list(kept) == [0]
 
 
 def test_lines_are_written_as_soon_as_those_before_them_are(kept, ordered, tmp_path):

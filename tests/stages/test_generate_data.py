@@ -186,6 +186,21 @@ def test_what_fails_is_set_aside_and_asked_again_by_the_same_command(
     assert (tmp_path / "run" / "data.jsonl").read_bytes() == whole
 
 
+def test_what_the_server_cannot_take_stays_set_aside(asked, chat_endpoint, written):
+    def reply(body, time):
+        too_long = (400, {}, b'{"error": {"message": "too long"}}')
+        return too_long if content(body)[0] == "4" else chat_endpoint.answer(body, time)
+
+    chat_endpoint.reply = reply
+    for _ in range(2):
+        result = asked(max_failed_fraction=0.1, teacher__concurrency=1)
+        assert result.code == 0, result.err
+        assert [line["reason"] for line in written(name="rejected.jsonl")] == [
+            "400 Bad Request: too long"
+        ]
+        assert len(written()) == 11
+
+
 def test_too_many_without_an_answer_end_the_run_with_the_others_written(
     asked, chat_endpoint, written
 ):
@@ -400,6 +415,23 @@ def test_a_local_run_that_is_killed_comes_to_the_same_file(
     assert "going on; 6 of 12 prompts are left" in result.err
     for name in ("data.jsonl", "answers.jsonl"):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
+
+
+TEMPLATE = """\
+{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}
+{%- if add_generation_prompt %}<think>{% endif %}"""
+
+
+def test_thinking_that_a_template_begins_is_begun_in_the_response(
+    command, finished_run, prompts, written, tmp_path
+):
+    (tmp_path / "thinking.jinja").write_text(TEMPLATE)
+    template = tmp_path / "thinking.jinja"
+    fields = {"teacher.template": template, "rewards": "regex(^<think>)"}
+    result = local(command, tmp_path / "run", finished_run, prompts, **fields)
+    assert result.code == 0, result.err
+    assert {line["reward"] for line in written()} == {1.0}
+    assert not any("<think><think>" in line["response"] for line in written())
 
 
 def test_a_prompt_that_is_too_long_is_set_aside(command, finished_run, json_lines, tmp_path):
