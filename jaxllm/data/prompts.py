@@ -1,7 +1,6 @@
 """Prompts to be answered, each with the record that judges its answers."""
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -93,12 +92,8 @@ class DrawnPrompts(Sequence[Prompt]):
 
     def __init__(self, prompts: Prompts, data: SourcesConfig, seed: int) -> None:
         """`seed`: of the order."""
-        self._all = list(itertools.chain.from_iterable(prompts.train))
-        begins = itertools.accumulate((len(source) for source in prompts.train), initial=0)
-        sources = [
-            _Numbers(begin, len(source))
-            for begin, source in zip(begins, prompts.train, strict=False)
-        ]
+        self._sources = prompts.train
+        sources = [_Numbers(source, len(own)) for source, own in enumerate(prompts.train)]
         entries = parse_entries(data.train, "data.train")
         self._numbers = mix(sources, entries, seed, data.temperature, data.max_epochs)
 
@@ -106,21 +101,22 @@ class DrawnPrompts(Sequence[Prompt]):
         return len(self._numbers)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._all[int(self._numbers[index]["number"])]
+        found = self._numbers[index]
+        return self._sources[int(found["source"])][int(found["number"])]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Numbers:
     """The numbers of a source's prompts, as rows."""
 
-    begin: int
+    source: int
     count: int
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Row:
-        return {"number": np.array(self.begin + index)}
+        return {"source": np.array(self.source), "number": np.array(index)}
 
 
 def read_prompts(split: SplitDocuments, template: ChatTemplate, longest: int) -> Prompts:

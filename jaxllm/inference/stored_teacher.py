@@ -27,7 +27,7 @@ from jaxllm.models.config import TransformerConfig
 from jaxllm.models.transformer import Output, Transformer, output_head
 from jaxllm.objectives.distillation import TEACHER_IDS, TEACHER_LOG_PROBS
 from jaxllm.objectives.objective import Batch, Params
-from jaxllm.ops.divergence import likeliest
+from jaxllm.ops.vocabulary import likeliest
 from jaxllm.sharding.mesh import batch_sharding, constrain
 from jaxllm.sharding.processes import from_main, is_main
 
@@ -45,8 +45,10 @@ class StoredTeacher:
     load: Callable[[], Params]
     """Its parameters, laid out over the mesh; called only where something is to be computed."""
     mesh: Mesh
+    vocab_size: int
+    """Of which tokens: the first so many."""
     top_k: int
-    """How many of its likeliest tokens are kept."""
+    """How many of the likeliest are kept."""
     temperature: float
 
     def beside(
@@ -97,7 +99,7 @@ class StoredTeacher:
         self, params: Params, block: "_Block", batch_size: int, report: Report
     ) -> tuple[np.ndarray, np.ndarray]:
         """The arrays of a file."""
-        wide = self.model.vocab_size > 2**16
+        wide = self.vocab_size > 2**16
         shape = len(block), block.seq_len, self.top_k
         ids, log_probs = np.zeros(shape, np.uint32 if wide else np.uint16), np.zeros(shape, "f2")
         with jax.set_mesh(self.mesh):
@@ -109,6 +111,7 @@ class StoredTeacher:
                     params,
                     {name: batch[name] for name in ("tokens", "positions", "segment_ids")},
                     model=self.model,
+                    vocab_size=self.vocab_size,
                     k=self.top_k,
                     temperature=self.temperature,
                 )
@@ -118,7 +121,8 @@ class StoredTeacher:
         return ids, log_probs
 
     def _fingerprint(self, *layout: object) -> str:
-        parts = (_VERSION, self.identity, repr(self.model), self.top_k, self.temperature, layout)
+        said = (self.vocab_size, self.top_k, self.temperature)
+        parts = (_VERSION, self.identity, repr(self.model), said, layout)
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -211,14 +215,20 @@ def _shape(path: Path) -> tuple[int, ...]:
         return ()
 
 
-@functools.partial(jax.jit, static_argnames=("model", "k", "temperature"))
+@functools.partial(jax.jit, static_argnames=("model", "vocab_size", "k", "temperature"))
 def _likeliest(
-    params: Params, batch: Batch, *, model: TransformerConfig, k: int, temperature: float
+    params: Params,
+    batch: Batch,
+    *,
+    model: TransformerConfig,
+    vocab_size: int,
+    k: int,
+    temperature: float,
 ) -> tuple[Int[Array, "batch seq k"], Float[Array, "batch seq k"]]:
     output = Transformer(model).apply(
         {"params": params}, batch["tokens"], batch["positions"], batch["segment_ids"]
     )
     assert isinstance(output, Output)
-    found = likeliest(output.hidden, output_head(model, params), k, temperature)
+    found = likeliest(output.hidden, output_head(model, params).first(vocab_size), k, temperature)
     # Whole in every process, each of which may have to read it.
     return jax.tree.map(constrain, found)

@@ -99,12 +99,21 @@ def _quantised(kernel: Float[Array, "*lead in out"], how: str) -> tuple[Array, A
     return found.qvalue, found.scale
 
 
-def _qwix() -> Any:
+def check_installed(field: str) -> None:
+    """Checks that there is what 8 and 4 bits need, which `field` asks for.
+
+    Raises:
+        UserError: there is not.
+    """
+    _qwix(field)
+
+
+def _qwix(field: str = "config.lora.base") -> Any:
     try:
         import qwix  # it takes a second, and few need it
     except ImportError:
         raise UserError(
-            "config.lora.base: to hold a base in 8 or 4 bits needs qwix; "
+            f"{field}: to hold a model in 8 or 4 bits needs qwix; "
             "python -m pip install 'jaxllm[quantised]', or qwix alone."
         ) from None
     return qwix

@@ -26,6 +26,8 @@ def distillation(
 ) -> Objective:
     """The loss of `DivergenceConfig`, a mean over the batch's `loss_weights`.
 
+    Where one of both models has more rows than the other, which no token needs, these are left out.
+
     Metrics, means too: `loss`, the cross-entropy of the text's own tokens, in nats; `divergence`;
     `agreement`, the share of tokens where the likeliest of both is the same; and of a teacher that
     is asked `teacher_loss`, its own cross-entropy.
@@ -35,6 +37,8 @@ def distillation(
         config: of the loss.
         teacher: the teacher's; None: batches have what it said.
     """
+
+    common = min(model.vocab_size, teacher.vocab_size) if teacher else model.vocab_size
 
     def weights(batch: Batch) -> Sums:
         return {_TERM: jnp.sum(batch["loss_weights"])} | router_weights(model, batch)
@@ -47,12 +51,12 @@ def distillation(
         if teacher:
             of_teacher = params[TEACHER_TREE]
             hidden = _forward(teacher, of_teacher, batch, None).hidden
-            said: Live | Stored = Live(hidden, output_head(teacher, of_teacher))
+            said: Live | Stored = Live(hidden, output_head(teacher, of_teacher).first(common))
         else:
             said = Stored(batch[TEACHER_IDS], batch[TEACHER_LOG_PROBS])
         found = divergence_sums(
             output.hidden,
-            output_head(model, params),
+            output_head(model, params).first(common),
             said,
             batch["targets"],
             batch["loss_weights"],

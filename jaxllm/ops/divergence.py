@@ -164,37 +164,6 @@ def divergence_sums(
     return jax.tree.map(jax.lax.stop_gradient, found)._replace(loss=found.loss)
 
 
-def likeliest(
-    hidden: Float[Array, "batch seq width"],
-    head: OutputHead,
-    k: int,
-    temperature: float,
-    chunk: int = 0,
-) -> tuple[Int[Array, "batch seq k"], Float[Array, "batch seq k"]]:
-    """What is to be stored of a teacher: its k likeliest tokens, the likeliest first, and their
-    log-probabilities at a temperature.
-
-    Args:
-        hidden: its last hidden states.
-        head: its projection to the vocabulary.
-        k: how many; at most as many as there are.
-        temperature: of the loss.
-        chunk: positions of the sequence at a time; 0 chooses by memory.
-    """
-    batch, seq, _ = hidden.shape
-    chunk = chunk or chunk_length(batch, seq, head.matrix.shape[-1])
-
-    def one_chunk(hidden: Array) -> tuple[Array, Array]:
-        scores = logits_of(hidden, head) / temperature
-        found, ids = jax.lax.top_k(scores, k)
-        return ids, found - jax.nn.logsumexp(scores, axis=-1, keepdims=True)
-
-    by_chunk = jax.lax.map(one_chunk, in_chunks(hidden, chunk))
-    return jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1, x.shape[-1])[:, :seq], by_chunk
-    )
-
-
 def outcomes(
     kind: str, beta: float, log_p: Float[Array, "*tokens n"], log_q: Float[Array, "*tokens n"]
 ) -> tuple[Float[Array, "*tokens"], Float[Array, "*tokens n"]]:
@@ -215,7 +184,9 @@ def outcomes(
     if kind == "total_variation":
         apart = q - p
         return 0.5 * jnp.sum(jnp.abs(apart), axis=-1), 0.5 * q * jnp.sign(apart)
-    log_m = jnp.log(beta * p + (1 - beta) * q)
+    # The sum is more than either part; where both are too small for a float, it is 0.
+    most = jnp.maximum(log_p + jnp.log(beta), log_q + jnp.log1p(-beta))
+    log_m = jnp.maximum(jnp.log(beta * p + (1 - beta) * q), most)
     of_p, of_q = _times_log_ratio(p, log_p, log_m), _times_log_ratio(q, log_q, log_m)
     return jnp.sum(beta * of_p + (1 - beta) * of_q, axis=-1), (1 - beta) * of_q
 

@@ -38,6 +38,12 @@ class OutputHead:
     temperature: float = 1.0
     """Divides the logits."""
 
+    def first(self, vocab: int) -> "OutputHead":
+        """Of the first so many tokens alone."""
+        if vocab == self.matrix.shape[-1]:
+            return self
+        return dataclasses.replace(self, matrix=self.matrix[:, :vocab])
+
 
 class TokenLogProbs(NamedTuple):
     """What losses need of each position's distribution over the vocabulary; float32."""
@@ -125,6 +131,36 @@ def whole_log_probs(
         log_sum_exp=log_sum_exp,
         entropy=log_sum_exp - expected_score,
         mean_log_prob=jnp.mean(scores, axis=-1) - log_sum_exp,
+    )
+
+
+def likeliest(
+    hidden: Float[Array, "batch seq embed"],
+    head: OutputHead,
+    k: int,
+    temperature: float,
+    chunk: int = 0,
+) -> tuple[Int[Array, "batch seq k"], Float[Array, "batch seq k"]]:
+    """The k likeliest tokens at each position, the likeliest first, and their log-probabilities.
+
+    Args:
+        hidden: the model's last hidden states.
+        head: the projection to the vocabulary.
+        k: how many; at most as many as there are.
+        temperature: divides the logits.
+        chunk: positions of the sequence at a time; 0 chooses by memory.
+    """
+    batch, seq, _ = hidden.shape
+    chunk = chunk or chunk_length(batch, seq, head.matrix.shape[-1])
+
+    def one_chunk(hidden: Array) -> tuple[Array, Array]:
+        scores = logits(hidden, head) / temperature
+        found, ids = jax.lax.top_k(scores, k)
+        return ids, found - jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+
+    by_chunk = jax.lax.map(one_chunk, in_chunks(hidden, chunk))
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1, x.shape[-1])[:, :seq], by_chunk
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxllm.checkpoints.load import tokenizer_path
+from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.config import DataConfig
 from jaxllm.data.corpus import Corpus, DocumentKind, WholeTexts
 from jaxllm.data.examples import Examples, ExamplesConfig
@@ -17,6 +18,7 @@ from jaxllm.data.training_rows import Beside
 from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.families import architecture
+from jaxllm.models.transformer import check_length
 from jaxllm.objectives.distillation import TEACHER_TREE, distillation
 from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.ops.divergence import DivergenceConfig
@@ -27,7 +29,7 @@ from jaxllm.stages.data_scores import data_scores
 from jaxllm.stages.fields import SamplingFields
 from jaxllm.stages.held_out import HeldOut, WriteSamples
 from jaxllm.stages.sft import opening
-from jaxllm.stages.student_rollouts import OnPolicyFields, student_stream
+from jaxllm.stages.student_rollouts import OnPolicyFields, beginnings_of, student_stream
 from jaxllm.stages.teacher import (
     NOT_THE_TEACHER,
     Teacher,
@@ -133,23 +135,29 @@ class DistillConfig(AnsweringConfig):
 def run(config: DistillConfig, workdir: Path | None) -> None:
     """Trains the student on what the teacher predicts, and writes samples and report."""
     directory = work_directory(workdir)
-    place = teacher_place(directory, config.teacher.init)
-    path = str(tokenizer_path(place))
+    path = str(tokenizer_path(config.teacher.init))
     if config.init:
         model, path = model_to_continue(config.init, config.model, directory)
         config = dataclasses.replace(config, model=model)
-    check = functools.partial(_check, place)
+    check = functools.partial(_check, directory)
     train_in(directory, config, TokenizerConfig(path=path), check, _work)
 
 
-def _check(teacher: str, config: DistillConfig, tokenizer: TokenizerConfig) -> None:
+def _check(directory: RunDirectory, config: DistillConfig, tokenizer: TokenizerConfig) -> None:
     """Checks, before anything slow, that the student can learn so of the teacher.
 
     Raises:
         UserError: it cannot.
     """
+    place = teacher_place(directory, config.teacher)
     loaded = load_tokenizer(tokenizer.path)
-    check_teacher(teacher, loaded, config.data.seq_len, "config.data.seq_len")
+    lengths = {"config.data.seq_len": config.data.seq_len}
+    if config.distill.on_policy_fraction:
+        field = "config.distill.max_prompt and config.max_new_tokens"
+        lengths[field] = config.distill.max_prompt + config.max_new_tokens
+        student = architecture(config.model, loaded.vocab_size)
+        check_length(student, lengths[field], field)
+    check_teacher(place, loaded, lengths)
     check_writer(config, config.data, loaded)
     if config.of_conversations:
         config.sft.encoder(loaded, config.data.seq_len)
@@ -164,7 +172,7 @@ def _work(run: TrainingRun[DistillConfig]) -> dict[str, float]:
     teacher = Teacher(run, config.teacher, corpus.tokenizer)
     live = not config.teacher.top_k
     objective = distillation(model, config.distill, teacher.model if live else None)
-    beside = (lambda store, rows: rows) if live else _stored(run, teacher)
+    beside = (lambda store, rows: rows) if live else _stored(run, model, teacher)
     write_samples = _samples(run, corpus, model)
     evaluation = HeldOut(
         config,
@@ -177,11 +185,12 @@ def _work(run: TrainingRun[DistillConfig]) -> dict[str, float]:
     )
     params = _params(run, model, teacher if live else None)
     if config.distill.on_policy_fraction:
-        stream = student_stream(run, corpus, model, config.distill)
+        beginnings = beginnings_of(run, corpus, config.distill)
+        stream = student_stream(run, beginnings, model)
         run.record(corpus.tokenizer, corpus.fingerprints)
         teacher.record()
         scores = run.learn(stream, model, objective, evaluation, **params)
-        return data_scores(corpus) | scores if is_main() else {}
+        return data_scores(corpus) | beginnings.scores | scores if is_main() else {}
     rows = run.rows(config.data, corpus, beside=beside)
     run.begin(corpus, rows)
     teacher.record()
@@ -189,9 +198,9 @@ def _work(run: TrainingRun[DistillConfig]) -> dict[str, float]:
     return run.data_scores(corpus, rows) | scores if is_main() else {}
 
 
-def _stored(run: TrainingRun[DistillConfig], teacher: Teacher) -> Beside:
+def _stored(run: TrainingRun[DistillConfig], model: TransformerConfig, teacher: Teacher) -> Beside:
     """Rows with what the teacher says of them, which it is asked now, or was before."""
-    config, stored = run.config, teacher.stored(run.config.distill.temperature)
+    config, stored = run.config, teacher.stored(model, run.config.distill.temperature)
     at_once = config.batch_size // config.micro_batches
 
     def beside(store: TokenStore, rows: TokenRows) -> TokenRows:

@@ -12,7 +12,7 @@ from jaxllm.checkpoints.base import (
     recorded_checksums,
 )
 from jaxllm.checkpoints.load import load_model, model_config_of
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import ModelConfig, bare
 from jaxllm.sharding.processes import from_main, is_main
 from jaxllm.stages.training_run import TrainingRun
 
@@ -44,8 +44,8 @@ class FrozenModel:
 
     @functools.cached_property
     def config(self) -> ModelConfig:
-        """Its model."""
-        return self._wanted or model_config_of(self.path)
+        """Its model, without what reads it, and its layers in the stacks of its family."""
+        return bare(self._wanted or model_config_of(self.path))
 
     @functools.cached_property
     def checksums(self) -> dict[str, int]:

@@ -30,6 +30,7 @@ from jaxllm.rollouts.source import Estimator, Rollouts
 from jaxllm.rollouts.writer import Writer
 from jaxllm.sharding.processes import from_main, is_main, main_first
 from jaxllm.stages.data_scores import reading_scores
+from jaxllm.stages.frozen_model import FrozenModel
 from jaxllm.stages.held_out_prompts import HeldOutPrompts
 from jaxllm.stages.on_policy import OnPolicyConfig, parsed_rewards
 from jaxllm.stages.reference import (
@@ -214,10 +215,9 @@ def learn(
     if held:
         dtype = config.reference.dtype
         shapes = {**shapes, REFERENCE_TREE: _shapes(param_shapes(model), dtype)}
-        policy, of_policy = initial, base
-        reference = lambda: {REFERENCE_TREE: _cast(origin.given_up(), dtype)}  # noqa: E731
-        initial = lambda: {**policy(), **reference()}  # noqa: E731
-        base = lambda: {**of_policy(), **reference()}  # noqa: E731
+        initial, base = (
+            functools.partial(_with_reference, make, origin, dtype) for make in (initial, base)
+        )
     scores = run.learn(
         Stream(rollouts, config.places, rollouts.scalars, rollouts.prepare, rollouts.memory),
         model,
@@ -245,6 +245,13 @@ def _same_judge(run: TrainingRun[C], model: RewardModel) -> None:
         check_base(directory, init, checksums, JUDGE)
     elif is_main():
         record_base(directory, init, checksums, JUDGE)
+
+
+def _with_reference(
+    make: Callable[[], dict[str, Any]], origin: FrozenModel, dtype: str
+) -> dict[str, Any]:
+    """Parameters with those of the reference beside them."""
+    return {**make(), REFERENCE_TREE: _cast(origin.given_up(), dtype)}
 
 
 def _shapes(shapes: Params, dtype: str) -> Params:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from jaxllm import trees
 from jaxllm.checkpoints.base import REFERENCE
-from jaxllm.models.config import bare
 from jaxllm.models.lora import PAIRS
 from jaxllm.objectives.objective import Params
 from jaxllm.stages.frozen_model import FrozenModel
@@ -21,7 +20,7 @@ NOT_THE_REFERENCE = f"(?!{REFERENCE_TREE}/)"
 
 def origin_of(run: TrainingRun[Any], init: str) -> FrozenModel:
     """The model that a run begins from, or another of the same kind, and is held to."""
-    return FrozenModel(run, init, REFERENCE, bare(run.config.model))
+    return FrozenModel(run, init, REFERENCE, run.config.model)
 
 
 def without_pairs(params: Params) -> Params:

@@ -3,7 +3,7 @@ parameters beside the student's."""
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jaxllm.errors import UserError
 from jaxllm.inference.stored_teacher import StoredTeacher
 from jaxllm.models.config import ModelConfig, TransformerConfig, bare
 from jaxllm.models.families import architecture
-from jaxllm.models.quantised import held
+from jaxllm.models.quantised import check_installed, held
 from jaxllm.models.transformer import SHARDING_RULES, check_length, param_shapes
 from jaxllm.objectives.distillation import TEACHER_TREE
 from jaxllm.objectives.objective import Params
@@ -38,7 +38,7 @@ class TeacherFields:
     """Run directory or Hugging Face folder of the teacher."""
     dtype: str = "float32"
     """In which its parameters are held: `float32`, `bfloat16`, or, the matrices of its attention
-    and MLP, in the 8 and 4 bits of `int8` and `nf4`."""
+    and MLP but for experts, in the 8 and 4 bits of `int8` and `nf4`."""
     top_k: int = 0
     """Ask it once, before the first step, and keep beside the token store so many of its likeliest
     tokens at each place, 4 bytes each (6 of vocabularies above 65,536); 64 are usual. 0: it is
@@ -64,7 +64,7 @@ class Teacher:
         self._how = "" if fields.dtype == "float32" else fields.dtype
         self._frozen = FrozenModel(run, fields.init, TEACHER)
         self.model = _teaching(self._frozen.config, tokenizer)
-        self._top_k = min(fields.top_k, self.model.vocab_size)
+        self._top_k = fields.top_k
 
     @property
     def shapes(self) -> dict[str, Any]:
@@ -85,14 +85,16 @@ class Teacher:
             params = hold(params, self._how)
         return {TEACHER_TREE: params}
 
-    def stored(self, temperature: float) -> StoredTeacher:
+    def stored(self, student: TransformerConfig, temperature: float) -> StoredTeacher:
         """The teacher as one that is asked once, at the temperature of the loss."""
+        common = min(self.model.vocab_size, student.vocab_size)
         return StoredTeacher(
             self.model,
             json.dumps([self._frozen.checksums, self._how]),
             lambda: self.alone()[TEACHER_TREE],
             self._run.mesh,
-            self._top_k,
+            common,
+            min(self._top_k, common),
             temperature,
         )
 
@@ -106,30 +108,32 @@ def student_of(params: Params) -> Params:
     return {name: leaf for name, leaf in params.items() if name != TEACHER_TREE}
 
 
-def teacher_place(directory: RunDirectory, init: str) -> str:
+def teacher_place(directory: RunDirectory, fields: TeacherFields) -> str:
     """Where the teacher of a run is.
 
     Raises:
-        UserError: it is not told, or there is no model, or none that ours can be.
+        UserError: it is not told, or there is no model, or none that ours can be; or what is needed
+            to hold it so is not installed.
     """
-    if not init:
+    if not fields.init:
         raise UserError(
             "config.teacher.init: give the run directory or Hugging Face folder of the model to "
             "learn of."
         )
-    place = place_of(directory, init, TEACHER)
+    place = place_of(directory, fields.init, TEACHER)
     model_config_of(place)
+    if fields.dtype in ("int8", "nf4"):
+        check_installed("config.teacher.dtype")
     return place
 
 
-def check_teacher(place: str, student: Tokenizer, places: int, field: str) -> None:
+def check_teacher(place: str, student: Tokenizer, lengths: Mapping[str, int]) -> None:
     """Checks, before anything slow, that a student can learn of the teacher.
 
     Args:
         place: where the teacher is.
         student: the student's tokenizer.
-        places: tokens of a row, which `field` asks for.
-        field: its path in the configuration.
+        lengths: tokens of a row, by the fields that ask for them.
 
     Raises:
         UserError: it cannot.
@@ -142,10 +146,11 @@ def check_teacher(place: str, student: Tokenizer, places: int, field: str) -> No
             "config.teacher.init: its model sees both ways (model.causal=False), and does not "
             "predict what follows; give one that does."
         )
-    try:
-        check_length(model, places, field)
-    except UserError as error:
-        raise UserError(f"config.teacher.init: {error}") from None
+    for field, length in lengths.items():
+        try:
+            check_length(model, length, field)
+        except UserError as error:
+            raise UserError(f"config.teacher.init: {error}") from None
 
 
 def _teaching(config: ModelConfig, tokenizer: Tokenizer) -> TransformerConfig:
@@ -157,7 +162,8 @@ def _teaching(config: ModelConfig, tokenizer: Tokenizer) -> TransformerConfig:
 
 
 def _check_vocabulary(student: Tokenizer, teacher: Tokenizer, init: str) -> None:
-    """Checks that both mean the same by every id.
+    """Checks that both mean the same by every id; what begins and ends a text may be another, as
+    the student's tokenizer lays texts out.
 
     Raises:
         UserError: they do not; the message names both sizes and the first difference.
@@ -173,11 +179,8 @@ def _check_vocabulary(student: Tokenizer, teacher: Tokenizer, init: str) -> None
             for each in (student, teacher)
         )
         if ours != theirs:
-            first = f"the first to differ is {index:,}, {ours} and {theirs}"
-            break
-    else:
-        first = "the tokens are the same, but texts are cut into them otherwise"
-    raise UserError(
-        f"config.teacher.init: {init} has another vocabulary: the student's has {sizes}; {first}. "
-        "Give a teacher with the same tokenizer, or learn of its texts (configs/generate_data.py)."
-    )
+            raise UserError(
+                f"config.teacher.init: {init} has another vocabulary: the student's has {sizes}; "
+                f"the first to differ is {index:,}, {ours} and {theirs}. Give a teacher with the "
+                "same tokenizer, or learn of its texts (configs/generate_data.py)."
+            )

@@ -340,12 +340,15 @@ def train_in(
     begun_with = from_main(directory.data)
     if begun_with and tokenizer.path:
         tokenizer = dataclasses.replace(tokenizer, path=str(directory.tokenizer))
-    check(config, tokenizer)
+    finished = from_main(lambda: is_finished(config, directory))
+    if not finished:
+        check(config, tokenizer)
     with main_first():
         directory.open(dataclasses.asdict(config), dataclasses.asdict(type(config)()))
     check_shared(directory.path, "--workdir")
     with locked(directory.path, _PATIENCE_SECONDS) if is_main() else contextlib.nullcontext():
-        if from_main(lambda: is_finished(config, directory)):
+        # It may have been finished while this one waited.
+        if finished or from_main(lambda: is_finished(config, directory)):
             print(f"{directory.path}: the run is finished; raise config.steps to train on.")
             return
         begin, phases = time.monotonic(), Phases()

@@ -1,5 +1,6 @@
 """Distillation as an objective: whose gradient it takes, and that a split changes nothing."""
 
+import dataclasses
 import functools
 
 import jax
@@ -60,6 +61,26 @@ def test_hard_labels_alone_are_next_token_prediction(models, batch, evaluate):
     np.testing.assert_allclose(found[2]["loss"], expected[2]["loss"], rtol=1e-5)
     for one, other in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_rows_that_only_one_of_both_has_are_left_out(models, batch, evaluate, tiny_params):
+    """As published vocabularies are padded; the others are compared as if there were none."""
+    student, teacher, params, frozen = models
+    expected = evaluate(batch)
+    for wider in ("student", "teacher"):
+        one = dataclasses.replace(student, vocab_size=student.vocab_size + 7 * (wider == "student"))
+        other = dataclasses.replace(
+            teacher, vocab_size=teacher.vocab_size + 7 * (wider == "teacher")
+        )
+        own, beside = dict(params), dict(frozen[TEACHER_TREE])
+        tree = own if wider == "student" else beside
+        tree["embedding"] = jnp.pad(tree["embedding"], ((0, 7), (0, 0)), constant_values=3.0)
+        objective = distillation(one, CONFIG, other)
+        found = loss_and_gradients(objective, own, {TEACHER_TREE: beside}, batch, None, 1)
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+        gradient = found[1]["embedding"][: student.vocab_size]
+        np.testing.assert_allclose(gradient, expected[1]["embedding"], rtol=1e-3, atol=1e-6)
+        np.testing.assert_array_equal(found[1]["embedding"][student.vocab_size :], 0)
 
 
 def test_what_stands_where_the_weight_is_0_does_not_matter(batch, evaluate):

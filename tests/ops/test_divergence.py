@@ -14,10 +14,9 @@ from jaxllm.ops.divergence import (
     Live,
     Stored,
     divergence_sums,
-    likeliest,
     outcomes,
 )
-from jaxllm.ops.vocabulary import OutputHead
+from jaxllm.ops.vocabulary import OutputHead, likeliest
 
 BATCH, SEQ, WIDTH, TEACHER_WIDTH, VOCAB = 2, 10, 6, 9, 23
 CONFIGS = {
@@ -234,6 +233,18 @@ def test_a_token_that_only_one_of_both_says(kind, masked, is_finite):
     np.testing.assert_allclose(value, in_numpy(config, np.exp(log_p), np.exp(log_q)), rtol=1e-6)
     assert bool(jnp.isfinite(value)) == is_finite
     assert not np.isnan(weighted).any()
+
+
+@pytest.mark.parametrize("of_p", [-80.0, -88.0, -95.0, -110.0])
+@pytest.mark.parametrize("of_q", [-80.0, -88.0, -95.0, -120.0])
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_what_is_too_unlikely_for_a_float_is_finite(kind, of_p, of_q):
+    """Of a token whose probability underflows, or nearly, for one or for both."""
+    log_p, log_q = (np.array([0.0, x], np.float32) for x in (of_p, of_q))
+    value, weighted = outcomes(kind, 0.5, jnp.asarray(log_p), jnp.asarray(log_q))
+    assert np.isfinite(value)
+    assert np.isfinite(weighted).all()
+    assert value < 1e-5
 
 
 def test_masked_logits_have_no_gradient(inputs):

@@ -53,6 +53,15 @@ def params_of(run):
     return {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(params)}
 
 
+def kept_of(run, step):
+    """The paths of the parameters that a checkpoint holds."""
+    found = json.loads((run / "checkpoints" / str(step) / "params" / "_METADATA").read_text())
+    return {
+        "/".join(part["key"] for part in each["key_metadata"])
+        for each in found["tree_metadata"].values()
+    }
+
+
 def test_a_student_comes_nearer_to_its_teacher(distil, command, teacher, curve, tmp_path):
     run = tmp_path / "run"
     result = distil(run, steps=48)
@@ -67,8 +76,7 @@ def test_a_student_comes_nearer_to_its_teacher(distil, command, teacher, curve, 
     # The student alone is kept, and is a model as any other.
     kept = {path.split("/")[0] for path in params_of(run)}
     assert kept == {"embedding", "stack_0", "final_norm"}
-    newest = run / "checkpoints" / "48" / "params"
-    assert not any("teacher" in path.name for path in newest.rglob("*"))
+    assert {path.split("/")[0] for path in kept_of(run, 48)} == kept
     assert json.loads((run / "teacher.json").read_text())["path"] == str(teacher.resolve())
     assert (run / "samples.md").exists()
     written = command("generate", init=run, prompt="a")
@@ -153,16 +161,61 @@ def test_a_mesh_changes_no_number(distil, curve, tmp_path):
 
 
 def test_pairs_are_trained_beside_a_base_and_a_teacher(distil, teacher, curve, tmp_path):
-    """Resumed, so that base and teacher are both found again."""
+    """Resumed, so that base and teacher are both found again; checkpoints hold the pairs alone."""
     base = shutil.copytree(teacher, tmp_path / "base")
-    run = tmp_path / "run"
     fields = {"init": base, "model__width": 16, "lora__rank": 2, "distill__alpha": 0.5}
-    assert distil(run, steps=3, **fields).code == 0
-    result = distil(run, steps=6, **fields)
+    fields |= {"optimizer__schedule": "constant", "steps": 6}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert distil(whole, **fields).code == 0
+    assert distil(run, **fields | {"steps": 3}).code == 0
+    result = distil(run, **fields)
     assert result.code == 0, result.err
-    kept = {path.name for path in (run / "checkpoints" / "6" / "params").rglob("*")}
+    assert curve(run, "train/loss") == curve(whole, "train/loss")
+    kept = kept_of(run, 6)
     assert kept
-    assert max(curve(run, "train/grad_norm")) == 6
+    assert all("_lora_" in path for path in kept)
+
+
+@pytest.mark.parametrize("kind", ["last", "padded", pytest.param("head", marks=SLOW)])
+def test_a_teacher_however_it_was_trained(kind, distil, command, teacher, json_lines, tmp_path):
+    """The last of several layers alone; with more rows than tokens; with a head that reads."""
+    other = tmp_path / "other"
+    if kind == "head":
+        records = ({"text": f"{w} {n}", "label": w} for n in range(40) for w in "ac")
+        fields = {"init": teacher, "data__train": json_lines(records), "steps": 1}
+        assert command("classify", other, **fields).code == 0
+    elif kind == "last":
+        deep = tmp_path / "deep"
+        assert command("pretrain", deep, model__layers=2, steps=1).code == 0
+        fields = {"init": deep, "model__layers": 2, "train__trainable": "last:1", "steps": 1}
+        assert command("pretrain", other, **fields).code == 0
+    else:
+        assert command("pretrain", other, model__vocab_size=320, steps=1).code == 0
+    fields = {"teacher__init": other, "teacher__dtype": "bfloat16", "steps": 2}
+    result = distil(tmp_path / "run", **fields)
+    assert result.code == 0, result.err
+    assert distil(tmp_path / "kept", **fields, teacher__top_k=5).code == 0
+
+
+def test_a_finished_run_needs_its_teacher_no_more(distil, teacher, tmp_path):
+    own = shutil.copytree(teacher, tmp_path / "teacher")
+    assert distil(tmp_path / "run", teacher__init=own, steps=1).code == 0
+    shutil.rmtree(own)
+    result = distil(tmp_path / "run", teacher__init=own, steps=1)
+    assert (result.code, "the run is finished" in result.out) == (0, True)
+    assert distil(tmp_path / "run", teacher__init=own, steps=2).code == 2
+
+
+def test_what_ends_a_text_may_be_another(distil, teacher, tmp_path):
+    """As of a base model and what was tuned from it."""
+    other = shutil.copytree(teacher, tmp_path / "other")
+    path = other / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    assert settings["eos_token"] != settings["bos_token"]
+    path.write_text(json.dumps(settings | {"eos_token": settings["bos_token"]}))
+    fields = {"init": teacher, "model__width": 16, "steps": 1}
+    result = distil(tmp_path / "run", teacher__init=other, **fields)
+    assert result.code == 0, result.err
 
 
 def test_a_teacher_that_has_moved_or_changed(distil, teacher, tmp_path):
@@ -242,15 +295,24 @@ ON_POLICY = {"temperature": 1.0, "distill__max_prompt": 6, "max_new_tokens": 10}
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_a_student_learns_on_what_it_writes(share, distil, teacher, curve, tmp_path):
+def test_a_student_learns_on_what_it_writes(share, distil, teacher, curve, tmp_path, monkeypatch):
     """From text, and as well for the held-out text, which it has not written."""
-    run = tmp_path / "run"
+    run, watched = tmp_path / "run", set()
+    rollout = PartlyWritten.rollout
+
+    def watching(self, *arguments):
+        asked, written = rollout(self, *arguments)
+        watched.add(sum(any(response.log_probs) for response in written))
+        return asked, written
+
+    monkeypatch.setattr(PartlyWritten, "rollout", watching)
     fields = {"steps": 24, "eval__every": 8, **ON_POLICY}
     result = distil(run, distill__on_policy_fraction=share, **fields)
     assert result.code == 0, result.err
     apart = curve(run, "eval/divergence")
     assert apart[24] < 0.9 * apart[8]
     assert 0 < min(curve(run, "rollout/length").values()) <= 10
+    assert watched == {round(share * 8)}
     assert not curve(run, "rollout/reward")
     assert summary(run)["eval/teacher_loss"] == pytest.approx(
         summary(teacher)["eval/loss"], rel=1e-5
@@ -309,6 +371,10 @@ def test_a_student_answers_itself(distil, conversations, curve, tmp_path, monkey
         ({"distill__on_policy_fraction": 0.0}, "config.distill.max_prompt: nothing reads it"),
         ({"steps": 10**6, "data__max_epochs": 1}, "the limits of epochs allow"),
         ({"distill__max_prompt": 1000}, "has nothing to go on from"),
+        (
+            {"model__max_positions": 32, "max_new_tokens": 27},
+            "config.distill.max_prompt and config.max_new_tokens: 33 tokens are more than the 32",
+        ),
     ],
 )
 def test_what_is_wrong_with_its_own_texts_is_told(fields, message, refused):
