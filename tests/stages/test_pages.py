@@ -15,8 +15,8 @@ from jaxllm.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = "python -m jaxllm.main "
-TRAINING = tuple(f"configs/{stage}.py" for stage in ("sft", "classify", "reward", "dpo"))
-TUNING = ("lora", "classify", "reward", "dpo")
+TRAINING = tuple(f"configs/{stage}.py" for stage in ("sft", "classify", "reward", "dpo", "distill"))
+TUNING = ("lora", "classify", "reward", "dpo", "distill")
 SHORT = ["--config.steps=2", "--config.eval.max_batches=2", "--config.data.seq_len=64"]
 
 
