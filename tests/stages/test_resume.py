@@ -13,7 +13,7 @@ import pytest
 
 from jaxllm.checkpoints.checkpointer import Checkpointer
 from jaxllm.reporting.metrics_file import read_metrics
-from jaxllm.stages import pretrain
+from jaxllm.stages import text_samples
 
 _CLOCK = ("time", "train/tokens_per_second", "train/data_wait_share", "goodput/")
 
@@ -28,7 +28,7 @@ def _lines(run: Path):
 
 def _signal_at(monkeypatch, step, number):
     """A signal comes while the samples of `step` are written, once."""
-    append, sent = pretrain.append_samples, []
+    append, sent = text_samples.append_samples, []
 
     def append_samples(path, at, samples):
         append(path, at, samples)
@@ -36,7 +36,7 @@ def _signal_at(monkeypatch, step, number):
             sent.append(at)
             signal.raise_signal(number)
 
-    monkeypatch.setattr(pretrain, "append_samples", append_samples)
+    monkeypatch.setattr(text_samples, "append_samples", append_samples)
 
 
 def test_a_signal_saves_and_ends_with_75_and_the_same_command_goes_on(
@@ -161,7 +161,7 @@ def test_an_evaluation_that_fails_loses_nothing(command, tmp_path, monkeypatch):
         raise RuntimeError("no samples today")
 
     with monkeypatch.context() as patched:
-        patched.setattr(pretrain, "append_samples", broken)
+        patched.setattr(text_samples, "append_samples", broken)
         with pytest.raises(RuntimeError, match="no samples today"):
             command("pretrain", tmp_path / "run")
     checkpointer = Checkpointer(tmp_path / "run" / "checkpoints", 2, read_only=True)
