@@ -236,16 +236,20 @@ class Checkpointer:
         step, items = found
         return step, items["params"], items["progress"]
 
-    def restore_params(self, params: Any, branch: str = "") -> tuple[int, Any] | None:
+    def restore_params(
+        self, params: Any, branch: str = "", has_others: bool = False
+    ) -> tuple[int, Any] | None:
         """The parameters alone of the newest checkpoint that can be read, or None.
 
         Args:
             params: their shapes and layouts.
-            branch: where they stand among others, which are left alone; empty: there are none.
+            branch: where they stand; empty: at the root.
+            has_others: whether others stand beside them, which are left alone; else a checkpoint
+                that has more cannot be read for them.
         """
         wanted = {branch: params} if branch else params
         args: Any = ocp.args.StandardRestore(wanted)
-        if branch:
+        if has_others:
             layouts = ocp.checkpoint_utils.construct_restore_args(wanted)
             args = ocp.args.PyTreeRestore(wanted, layouts, partial_restore=True)
         found = self._newest_readable(_Items(params=args))

@@ -174,21 +174,25 @@ def tokenizer_path(path: str | Path) -> Path:
     return Path(path) if is_published(path) else RunDirectory(path).tokenizer
 
 
-def _branch(run: RunDirectory) -> str:
-    """Where the model stands among the parameters of a run that trains more than it; else empty."""
+def _place(run: RunDirectory) -> tuple[str, bool]:
+    """The branch in which the model stands among the parameters of a run, if any, and whether
+    the run has trained others beside it."""
     config = run.config()
-    return "policy" if config.get("stage") == "ppo" and not config["value"]["shared"] else ""
+    if config.get("stage") == "ppo" and not config["value"]["shared"]:
+        return "policy", True
+    distill = config.get("distill", {})
+    return "", any(distill.get(name) for name in ("hidden_coef", "attention_coef"))
 
 
 def _newest_params(run: RunDirectory, shapes: Any) -> tuple[int, dict[str, Any]]:
-    """The step and the parameters of the newest readable checkpoint; of a policy that has a value
-    function beside it, its own alone."""
+    """The step and the parameters of the newest readable checkpoint; of a model that has been
+    trained with others beside it, its own alone."""
     restored = None
-    branch = _branch(run)
+    branch, has_others = _place(run)
     if run.checkpoints.is_dir():
         checkpointer = Checkpointer(run.checkpoints, keep=1, read_only=True)
         try:
-            restored = checkpointer.restore_params(shapes, branch)
+            restored = checkpointer.restore_params(shapes, branch, has_others)
         finally:
             checkpointer.close()
     if restored is None:

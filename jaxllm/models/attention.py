@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
 from jaxllm.models.config import AttentionConfig, DTypes, LatentAttentionConfig
+from jaxllm.models.intermediates import ATTENTION, record
 from jaxllm.models.kv_cache import KeyValue, slot_positions, written
 from jaxllm.models.parts import Linear, Norm
 from jaxllm.ops.attention import attention, check_backend
@@ -78,6 +79,7 @@ class Attention(nn.Module):
             cache = KeyValue(written(cache.key, key, *places), written(cache.value, value, *places))
             mixed = attend_from(config, query, *cache, context)
         else:
+            record(self, ATTENTION, queries=query, keys=key)
             mixed = attend(config, query, key, value, context)
         mixed = mixed.reshape(batch, seq, config.heads * config.head_dim)
         output = Linear(embed, self.dtypes, config.output_bias, self.zero_init, name="output")

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxllm.models.attention import Context, attend, attend_from
 from jaxllm.models.config import DTypes, LatentAttentionConfig
+from jaxllm.models.intermediates import ATTENTION, record
 from jaxllm.models.kv_cache import LatentCache, written
 from jaxllm.models.lora import adapted, pair_beside
 from jaxllm.models.parts import Linear, Norm
@@ -53,6 +54,7 @@ class LatentAttention(nn.Module):
             key, value = (self._by_head(up(latent, keys)) for up in (key_up, value_up))
             shared_key = jnp.broadcast_to(shared_key, (*key.shape[:3], config.rope_head_dim))
             query, key = _joined(plain, rotated), _joined(key, shared_key)
+            record(self, ATTENTION, queries=query, keys=key)
             mixed = attend(config, query, key, value, context)
         else:
             new = _joined(latent[:, :, None], shared_key)

@@ -14,6 +14,7 @@ from jaxllm.models.config import (
     MixtureConfig,
     MlpConfig,
 )
+from jaxllm.models.intermediates import HIDDEN, record
 from jaxllm.models.kv_cache import LayerCache
 from jaxllm.models.latent_attention import LatentAttention
 from jaxllm.models.lora import pair_beside
@@ -167,7 +168,9 @@ class Layer(nn.Module):
             mixed, losses = mixture(normed, context.segment_ids)
         else:
             mixed = Mlp(config.mlp, dtypes, zero_init, name="mlp")(normed, context.dropout_keys)
-        return constrain(x + added("mlp", mixed), BATCH_AXES), cache, losses
+        x = constrain(x + added("mlp", mixed), BATCH_AXES)
+        record(self, HIDDEN, hidden=x)
+        return x, cache, losses
 
     def _attention(self, zero_init: bool) -> nn.Module:
         config = self.config.attention

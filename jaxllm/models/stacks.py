@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +54,7 @@ def restacked(
 ) -> dict:
     """The parameters of a model whose layers lie in `stacks` as those of the same layers in
     `wanted`. Where only some layers have any, the others have none then too."""
-    layers = [
-        (f"stack_{index}", f"layer_{number}", repeat)
-        for index, stack in enumerate(stacks)
-        for repeat in range(stack.repeats)
-        for number in range(len(stack.unit))
-    ]
+    layers = _places(stacks)
     found = {name: leaf for name, leaf in params.items() if not name.startswith("stack_")}
     first = 0
     for index, stack in enumerate(wanted):
@@ -73,6 +69,23 @@ def restacked(
             found[f"stack_{index}"] = own
         first = end
     return found
+
+
+def layer_of(tree: trees.Tree, stacks: Sequence[StackConfig], number: int) -> Any:
+    """What a tree that is laid out as the parameters of `stacks` has of one layer, counted from
+    0, without the leading axis."""
+    stack, layer, repeat = _places(stacks)[number]
+    return jax.tree.map(lambda leaf: leaf[repeat], tree[stack][layer])
+
+
+def _places(stacks: Sequence[StackConfig]) -> list[tuple[str, str, int]]:
+    """Where each layer stands: its stack, its place in the unit and its repeat."""
+    return [
+        (f"stack_{index}", f"layer_{number}", repeat)
+        for index, stack in enumerate(stacks)
+        for repeat in range(stack.repeats)
+        for number in range(len(stack.unit))
+    ]
 
 
 def _stacked(params: trees.Tree, layers: Sequence[tuple[str, str, int]]) -> dict:

@@ -19,6 +19,7 @@ from jaxllm.errors import UserError
 from jaxllm.models.attention import Context
 from jaxllm.models.config import StackConfig, TransformerConfig
 from jaxllm.models.head import init_head
+from jaxllm.models.intermediates import COLLECTIONS
 from jaxllm.models.kv_cache import Cache, LayerCache
 from jaxllm.models.layers import Layer, RouterLosses
 from jaxllm.models.lora import (
@@ -58,6 +59,8 @@ _MATRIX_RULES = (
     (r".*norm/(scale|bias)", PartitionSpec()),
     (r"head/kernel", PartitionSpec("fsdp", None)),
     (r"head/bias", PartitionSpec()),
+    # Of a student's inner states to its teacher's.
+    (r"projections/.*", PartitionSpec()),
 )
 # Those of other models, which an objective may hold beside it, lie as the model's do.
 SHARDING_RULES = [
@@ -207,7 +210,7 @@ class Transformer(nn.Module):
             unit = nn.remat(unit, prevent_cse=False, policy=_REMAT_POLICIES[self.config.remat])
         scanned = nn.scan(
             unit,
-            variable_axes={"params": 0},
+            variable_axes=dict.fromkeys(("params", *COLLECTIONS), 0),
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             out_axes=0,

@@ -4,6 +4,7 @@ A batch has what next-token prediction has; `loss_weights` say of which tokens i
 all, of conversations the answers, of a rollout what the student wrote itself. The teacher's
 parameters stand beside the student's in `TEACHER_TREE`, frozen, and it is asked in the step; or the
 batch has what it said before, `teacher_ids` int32 and `teacher_log_probs` float32 [batch, seq, k].
+Of one that is asked inner states can be matched too (`objectives.matching`).
 """
 
 import jax.numpy as jnp
@@ -11,6 +12,13 @@ import jax.numpy as jnp
 from jaxllm import trees
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.transformer import Output, Transformer, output_head
+from jaxllm.objectives.matching import (
+    PROJECTIONS,
+    MatchingConfig,
+    matching_coefficients,
+    matching_sums,
+    matching_weights,
+)
 from jaxllm.objectives.objective import Batch, Metrics, Objective, Params, RowKeys, Sums
 from jaxllm.objectives.router import router_coefficients, router_sums, router_weights
 from jaxllm.ops.divergence import DivergenceConfig, Live, Stored, divergence_sums
@@ -22,7 +30,10 @@ _TERM = "distillation"
 
 
 def distillation(
-    model: TransformerConfig, config: DivergenceConfig, teacher: TransformerConfig | None
+    model: TransformerConfig,
+    config: DivergenceConfig,
+    teacher: TransformerConfig | None,
+    matching: MatchingConfig = MatchingConfig(),  # noqa: B008
 ) -> Objective:
     """The loss of `DivergenceConfig`, a mean over the batch's `loss_weights`.
 
@@ -30,28 +41,33 @@ def distillation(
 
     Metrics, means too: `loss`, the cross-entropy of the text's own tokens, in nats; `divergence`;
     `agreement`, the share of tokens where the likeliest of both is the same; and of a teacher that
-    is asked `teacher_loss`, its own cross-entropy.
+    is asked `teacher_loss`, its own cross-entropy, and those of what is matched.
 
     Args:
         model: the student's.
         config: of the loss.
         teacher: the teacher's; None: batches have what it said.
+        matching: which of its inner states count beside, if it is asked.
     """
+    assert teacher or not matching.collections, "what was said before has nothing inside"
+    recorded = list(matching.collections)
 
     common = min(model.vocab_size, teacher.vocab_size) if teacher else model.vocab_size
 
     def weights(batch: Batch) -> Sums:
-        return {_TERM: jnp.sum(batch["loss_weights"])} | router_weights(model, batch)
+        own = {_TERM: jnp.sum(batch["loss_weights"])} | matching_weights(matching, batch)
+        return own | router_weights(model, batch)
 
     def sums(
         params: Params, batch: Batch, frozen: Params, row_keys: RowKeys
     ) -> tuple[Sums, Metrics]:
         params = trees.merge(params, frozen)
-        output = _forward(model, params, batch, row_keys)
+        output, inside = _forward(model, params, batch, row_keys, recorded)
         if teacher:
             of_teacher = params[TEACHER_TREE]
-            hidden = _forward(teacher, of_teacher, batch, None).hidden
-            said: Live | Stored = Live(hidden, output_head(teacher, of_teacher).first(common))
+            asked, inside_teacher = _forward(teacher, of_teacher, batch, None, recorded)
+            head = output_head(teacher, of_teacher).first(common)
+            said: Live | Stored = Live(asked.hidden, head)
         else:
             said = Stored(batch[TEACHER_IDS], batch[TEACHER_LOG_PROBS])
         found = divergence_sums(
@@ -68,21 +84,35 @@ def distillation(
             "divergence": (found.divergence, total),
             "agreement": (found.agreement, total),
         }
+        terms = {_TERM: found.loss}
         if teacher:
             metrics["teacher_loss"] = (found.teacher, total)
+        if teacher and recorded:
+            both, passes = (model, teacher), (inside, inside_teacher)
+            more = matching_sums(matching, both, passes, params[PROJECTIONS], batch)
+            terms, metrics = terms | more[0], metrics | more[1]
         router_terms, router_metrics = router_sums(model, output.router, batch)
-        return {_TERM: found.loss} | router_terms, metrics | router_metrics
+        return terms | router_terms, metrics | router_metrics
 
-    return Objective({_TERM: 1.0} | router_coefficients(model), weights, sums)
+    coefficients = {_TERM: 1.0} | matching_coefficients(matching) | router_coefficients(model)
+    return Objective(coefficients, weights, sums)
 
 
-def _forward(model: TransformerConfig, params: Params, batch: Batch, row_keys: RowKeys) -> Output:
-    output = Transformer(model).apply(
+def _forward(
+    model: TransformerConfig,
+    params: Params,
+    batch: Batch,
+    row_keys: RowKeys,
+    recorded: list[str],
+) -> tuple[Output, trees.Tree]:
+    """What a pass gives, and what is recorded of it."""
+    output, found = Transformer(model).apply(
         {"params": params},
         batch["tokens"],
         batch["positions"],
         batch["segment_ids"],
         dropout_keys=row_keys,
+        mutable=recorded,
     )
     assert isinstance(output, Output)
-    return output
+    return output, found

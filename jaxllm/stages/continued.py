@@ -45,9 +45,16 @@ _SHAPELESS = (
 )
 
 
-def continued_model(given: ModelConfig, recorded: ModelConfig) -> ModelConfig:
+def continued_model(
+    given: ModelConfig, recorded: ModelConfig, place: str = "config.init"
+) -> ModelConfig:
     """The recorded model, computed as configured, and with what is given that its parameters
     allow to change; given is what differs from the default.
+
+    Args:
+        given: what is configured.
+        recorded: the model as it was recorded or published,
+        place: at what this field names.
 
     Raises:
         UserError: another field is given, and differs from the recorded one.
@@ -62,7 +69,7 @@ def continued_model(given: ModelConfig, recorded: ModelConfig) -> ModelConfig:
             changed[name] = value
         elif value not in (default, before):
             raise UserError(
-                f"config.model.{name}: was given {value!r}, and the parameters of config.init are "
+                f"config.model.{name}: was given {value!r}, and the parameters of {place} are "
                 f"of {before!r}; leave it out, or give the same (or the same preset of --config)."
             )
     return dataclasses.replace(recorded, **changed)

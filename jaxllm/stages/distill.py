@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxllm.checkpoints.load import tokenizer_path
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.data.config import DataConfig
@@ -18,8 +20,10 @@ from jaxllm.data.training_rows import Beside
 from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.families import architecture
+from jaxllm.models.pruned import check_layers
 from jaxllm.models.transformer import check_length
 from jaxllm.objectives.distillation import TEACHER_TREE, distillation
+from jaxllm.objectives.matching import MatchingConfig, layer_pairs
 from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.ops.divergence import DivergenceConfig
 from jaxllm.sharding.processes import is_main
@@ -31,12 +35,13 @@ from jaxllm.stages.held_out import HeldOut, WriteSamples
 from jaxllm.stages.sft import opening
 from jaxllm.stages.student_rollouts import OnPolicyFields, beginnings_of, student_stream
 from jaxllm.stages.teacher import (
-    NOT_THE_TEACHER,
     Teacher,
     TeacherFields,
     check_teacher,
+    student_model,
     student_of,
     teacher_place,
+    with_projections,
 )
 from jaxllm.stages.text_samples import text_samples
 from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
@@ -47,16 +52,24 @@ RECORDS = ("text", "conversations")
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillFields(DivergenceConfig, OnPolicyFields):
+class DistillFields(DivergenceConfig, MatchingConfig, OnPolicyFields):
     """What is learnt of the teacher, and on which texts."""
 
     records: str = "text"
     """How `data` is read: `text`, as `pretrain` does, of which every token is learnt; or
     `conversations`, as `sft` does by the fields of that name, of which answers are."""
+    pruned_start: bool = False
+    """Begin as a part of the teacher, of the sizes of `model`: the layers that `layer_map` pairs,
+    and of channels, heads and MLP units those whose weights are largest."""
 
     def __post_init__(self) -> None:
         DivergenceConfig.__post_init__(self)
+        MatchingConfig.__post_init__(self)
         OnPolicyFields.__post_init__(self)
+        if self.layer_map and not (self.collections or self.pruned_start):
+            raise ValueError(
+                "layer_map: nothing reads it without hidden_coef, attention_coef or pruned_start"
+            )
         if self.records not in RECORDS:
             raise ValueError(f"records: must be one of {', '.join(RECORDS)}; was {self.records!r}")
 
@@ -82,6 +95,7 @@ class DistillConfig(AnsweringConfig):
                 "data.packing: concat would cut conversations; take best_fit, or none to give each "
                 "a row of its own"
             )
+        self._check_beginning()
         if self.distill.on_policy_fraction:
             self._check_on_policy()
         elif self.distill.max_prompt != OnPolicyFields.max_prompt:
@@ -89,6 +103,17 @@ class DistillConfig(AnsweringConfig):
         if not self.of_conversations and self.sft != ExamplesConfig():
             raise ValueError(
                 "sft: is read of conversations alone; set distill.records=conversations"
+            )
+
+    def _check_beginning(self) -> None:
+        if self.distill.collections and self.teacher.top_k:
+            raise ValueError(
+                "teacher.top_k: of what is inside the teacher nothing is kept; leave out either it "
+                "or distill.hidden_coef and distill.attention_coef"
+            )
+        if self.distill.pruned_start and self.init:
+            raise ValueError(
+                "distill.pruned_start: the student begins from init; leave one of both out"
             )
 
     def _check_on_policy(self) -> None:
@@ -125,11 +150,11 @@ class DistillConfig(AnsweringConfig):
 
     @property
     def trained(self) -> str:
-        return f"{NOT_THE_TEACHER}(?:{super().trained})"
+        return with_projections(super().trained)
 
     @property
     def kept(self) -> str:
-        return f"{NOT_THE_TEACHER}(?:{super().kept})"  # it can be had from its `init` again
+        return with_projections(super().kept)  # the teacher can be had from its `init` again
 
 
 def run(config: DistillConfig, workdir: Path | None) -> None:
@@ -139,6 +164,9 @@ def run(config: DistillConfig, workdir: Path | None) -> None:
     if config.init:
         model, path = model_to_continue(config.init, config.model, directory)
         config = dataclasses.replace(config, model=model)
+    elif config.distill.pruned_start:
+        place = teacher_place(directory, config.teacher)
+        config = dataclasses.replace(config, model=student_model(config.model, place))
     check = functools.partial(_check, directory)
     train_in(directory, config, TokenizerConfig(path=path), check, _work)
 
@@ -151,13 +179,17 @@ def _check(directory: RunDirectory, config: DistillConfig, tokenizer: TokenizerC
     """
     place = teacher_place(directory, config.teacher)
     loaded = load_tokenizer(tokenizer.path)
+    student = architecture(config.model, loaded.vocab_size)
     lengths = {"config.data.seq_len": config.data.seq_len}
     if config.distill.on_policy_fraction:
         field = "config.distill.max_prompt and config.max_new_tokens"
         lengths[field] = config.distill.max_prompt + config.max_new_tokens
-        student = architecture(config.model, loaded.vocab_size)
         check_length(student, lengths[field], field)
-    check_teacher(place, loaded, lengths)
+    teacher = check_teacher(place, loaded, lengths)
+    pairs = layer_pairs(config.distill.layer_map, student.layers, teacher.layers)
+    if config.distill.pruned_start:
+        layers = [theirs for _, theirs in pairs]
+        check_layers(teacher, student, layers, "config.distill.layer_map")
     check_writer(config, config.data, loaded)
     if config.of_conversations:
         config.sft.encoder(loaded, config.data.seq_len)
@@ -171,7 +203,8 @@ def _work(run: TrainingRun[DistillConfig]) -> dict[str, float]:
     model = architecture(config.model, corpus.tokenizer.vocab_size)
     teacher = Teacher(run, config.teacher, corpus.tokenizer)
     live = not config.teacher.top_k
-    objective = distillation(model, config.distill, teacher.model if live else None)
+    asked = teacher.model if live else None
+    objective = distillation(model, config.distill, asked, config.distill)
     beside = (lambda store, rows: rows) if live else _stored(run, model, teacher)
     write_samples = _samples(run, corpus, model)
     evaluation = HeldOut(
@@ -183,7 +216,7 @@ def _work(run: TrainingRun[DistillConfig]) -> dict[str, float]:
         lambda step, params: write_samples(step, student_of(params)),
         beside=beside,
     )
-    params = _params(run, model, teacher if live else None)
+    params = _params(run, model, teacher)
     if config.distill.on_policy_fraction:
         beginnings = beginnings_of(run, corpus, config.distill)
         stream = student_stream(run, beginnings, model)
@@ -212,22 +245,37 @@ def _stored(run: TrainingRun[DistillConfig], model: TransformerConfig, teacher: 
 
 
 def _params(
-    run: TrainingRun[DistillConfig], model: TransformerConfig, teacher: Teacher | None
+    run: TrainingRun[DistillConfig], model: TransformerConfig, teacher: Teacher
 ) -> dict[str, Any]:
-    """What `TrainingRun.learn` is told of the parameters: the student's, and beside them those of a
-    teacher that is asked in each step."""
+    """What `TrainingRun.learn` is told of the parameters: the student's, beside them those of a
+    teacher that is asked in each step, and the projections between both."""
     config = run.config
-    student = (lambda: run.loaded_params(model)) if config.init else run.random_params(model)
+    student = _beginning(run, model, teacher)
     # What pairs stand beside is in no checkpoint either.
     again = student if config.lora.rank else dict
-    if not teacher:
+    if config.teacher.top_k:
         return {"initial_params": student, "base_params": again}
+    projections = teacher.projections(model, config.distill)
+    beside = {**teacher.shapes, **jax.eval_shape(projections)}
     return {
-        "initial_params": teacher.beside(student),
+        "initial_params": teacher.beside(lambda: {**student(), **projections()}),
         "base_params": teacher.beside(again),
-        "param_shapes": {**run.param_shapes(model), **teacher.shapes},
+        "param_shapes": {**run.param_shapes(model), **beside},
         "models": {"": model, f"{TEACHER_TREE}/": teacher.model},
     }
+
+
+def _beginning(
+    run: TrainingRun[DistillConfig], model: TransformerConfig, teacher: Teacher
+) -> Callable[[], dict[str, Any]]:
+    """What makes the parameters that the student begins with."""
+    config = run.config
+    if config.init:
+        return lambda: run.loaded_params(model)
+    if config.distill.pruned_start:
+        pairs = layer_pairs(config.distill.layer_map, model.layers, teacher.model.layers)
+        return lambda: teacher.part(model, [theirs for _, theirs in pairs])
+    return run.random_params(model)
 
 
 def _samples(
@@ -257,7 +305,10 @@ def _measure(
             scores = {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
         else:
             scores = text_scores(loss, corpus.eval)
-        names = ("divergence", "agreement", "teacher_loss")
+        names = (
+            *("divergence", "agreement", "teacher_loss"),
+            *("hidden_error", "attention_divergence"),
+        )
         return scores | {f"eval/{name}": found[name] for name in names if name in found}
 
     return measure

@@ -1,0 +1,114 @@
+"""Runs that distil what is inside a teacher: its hidden states and attention, or layers of its own
+that the student begins with."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm import trees
+from jaxllm.checkpoints.load import load_model
+from jaxllm.main import main
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
+
+
+@pytest.fixture(scope="module")
+def teacher(arguments, compiled, tmp_path_factory):
+    """A run whose model has learnt what follows what; tests only read it."""
+    workdir = tmp_path_factory.mktemp("teacher") / "run"
+    fields = {"steps": 60, "optimizer.learning_rate": 2e-2, "eval.every": 60, "model.layers": 3}
+    assert main(arguments("pretrain", workdir, fields)) == 0
+    return workdir
+
+
+@pytest.fixture
+def distil(command, teacher):
+    """Distils its model."""
+
+    def run(workdir, **fields):
+        return command("distill", workdir, **{"teacher__init": teacher, **fields})
+
+    return run
+
+
+@pytest.fixture
+def params_of():
+    def load(run):
+        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+        with jax.set_mesh(mesh):
+            params = load_model(run, mesh).params
+        return {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(params)}
+
+    return load
+
+
+MATCHED = {"distill__hidden_coef": 1.0, "distill__attention_coef": 1.0}
+
+
+def test_a_student_becomes_like_its_teacher_inside(distil, command, curve, params_of, tmp_path):
+    run = tmp_path / "run"
+    fields = {**MATCHED, "distill__layer_map": "1:3", "optimizer__schedule": "constant"}
+    result = distil(run, steps=24, **fields)
+    assert result.code == 0, result.err
+    for name in ("eval/hidden_error", "eval/attention_divergence"):
+        values = list(curve(run, name).values())
+        assert values[-1] < 0.9 * values[0], (name, values)
+    # Projections are kept to go on with, and are no part of the model.
+    step = run / "checkpoints" / "24" / "params" / "_METADATA"
+    assert "projections" in step.read_text()
+    assert {path.split("/")[0] for path in params_of(run)} == {"embedding", "stack_0", "final_norm"}
+    written = command("generate", init=run, prompt="a")
+    assert written.code == 0, written.err
+    halves = tmp_path / "halves"
+    assert distil(halves, steps=10, **fields).code == 0
+    assert distil(halves, steps=24, **fields).code == 0
+    assert curve(halves, "train/loss") == curve(run, "train/loss")
+
+
+def test_a_student_can_begin_as_a_part_of_its_teacher(distil, teacher, params_of, tmp_path):
+    run = tmp_path / "run"
+    fields = {"distill__pruned_start": True, "distill__layer_map": "1:1,2:3", "model__layers": 2}
+    small = {**fields, "model__width": 16, "model__mlp_width": 32}
+    result = distil(run, steps=1, optimizer__learning_rate=1e-9, **small)
+    assert result.code == 0, result.err
+    found, whole = params_of(run), params_of(teacher)
+    np.testing.assert_allclose(found["embedding"], whole["embedding"], atol=1e-6)
+    path = "stack_0/layer_0/attention/query/kernel"
+    np.testing.assert_allclose(found[path], whole[path][[0, 2]], atol=1e-6)
+    assert found["stack_0/layer_0/mlp/up/kernel"].shape == (2, 16, 32)
+    recorded = json.loads((run / "config.json").read_text())
+    assert recorded["config"]["model"]["head_dim"] == 8
+    again = distil(run, steps=2, optimizer__learning_rate=1e-9, **small)
+    assert again.code == 0, again.err
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"distill__layer_map": "1:1"}, "nothing reads it without hidden_coef"),
+        ({**MATCHED, "teacher__top_k": 4}, "teacher.top_k: of what is inside the teacher"),
+        (
+            {**MATCHED, "distill__layer_map": "1:9"},
+            "the teacher has 3 layers, and layer 9 is named",
+        ),
+        ({**MATCHED, "distill__layer_map": "1-2"}, "is a list of pairs student:teacher"),
+        ({"distill__hidden_coef": -1.0}, "hidden_coef: must not be negative"),
+        ({"distill__pruned_start": True, "model__width": 32}, "has at most its 16, and 32"),
+        ({"distill__pruned_start": True, "model__layers": 3, "model__width": 16}, "as large as"),
+        (
+            {"distill__pruned_start": True, "model__layers": 2, "model__family": "gpt2"},
+            "config.model.family: was given 'gpt2', and the parameters of config.teacher.init",
+        ),
+        (
+            {"distill__pruned_start": True, "model__layers": 2, "distill__layer_map": "2:1"},
+            "names 1 layers, and each of the student's 2",
+        ),
+        ({"distill__pruned_start": True, "init": "somewhere"}, "leave one of both out"),
+    ],
+)
+def test_what_is_refused(fields, message, distil, tmp_path):
+    result = distil(tmp_path / "run", **fields)
+    assert result.code == 2
+    assert message in result.err
+    assert not (tmp_path / "run" / "checkpoints").exists()
