@@ -13,6 +13,9 @@ from jaxllm.checkpoints.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 
+_LAST = {"export_hf": "config.json", "generate": "generations.jsonl"}
+"""What stages without a summary write last."""
+
 
 class Run(NamedTuple):
     """A run of a stage."""
@@ -65,8 +68,7 @@ def done(planned: Mapping[str, Run], folder: Path) -> dict[str, Mapping[str, flo
 def _make(name: str, run: Run, folder: Path) -> int:
     """The exit code of a run's stage, whose output goes into a file of the run's name."""
     folder.mkdir(parents=True, exist_ok=True)
-    finished = folder / name / ("config.json" if run.stage == "export_hf" else "summary.json")
-    if finished.exists():
+    if (folder / name / _LAST.get(run.stage, "summary.json")).exists():
         return 0
     print(f"making {name}", file=sys.stderr)
     given = [*run.fields, *([f"init={folder / run.init}"] if run.init else [])]
