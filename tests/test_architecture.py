@@ -24,6 +24,7 @@ FLOORS = [
     {"rewards"},
     {"rollouts"},
     {"training"},
+    {"scaling"},
     {"planning"},
     {"stages"},
     {"command_line", "main", "api"},

@@ -1,0 +1,1 @@
+"""Scaling laws: how loss falls with parameters, tokens and FLOPs."""

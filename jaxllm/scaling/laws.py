@@ -1,0 +1,203 @@
+"""Scaling laws in closed form, with the constants that were published.
+
+N is a number of parameters, D of training tokens, C of FLOPs; losses are in nats a token. Which
+parameters N counts is a convention of each law, told with its constants. All functions take numbers
+or NumPy arrays, which broadcast.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+FLOPS_PER_PARAMETER = 6.0
+"""C ≈ 6 N D: two for a multiply-add, and three passes (forward, and backward twice)."""
+PETAFLOP_DAY = 1e15 * 24 * 3600
+"""The unit of compute of Kaplan et al., in FLOPs."""
+
+Values = float | np.ndarray
+
+
+class LossParts(NamedTuple):
+    """What a loss is made of, in nats a token."""
+
+    irreducible: Values
+    """What no model and no amount of data takes away."""
+    model: Values
+    """What the model is too small for."""
+    data: Values
+    """What it has seen too little for."""
+
+
+class Allocation(NamedTuple):
+    """How a budget is spent."""
+
+    parameters: Values
+    tokens: Values
+
+    @property
+    def tokens_per_parameter(self) -> Values:
+        """D / N."""
+        return self.tokens / self.parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class ParametricLaw:
+    """L(N, D) = E + A/N^α + B/D^β (Hoffmann et al. 2022, equation 2,
+    https://arxiv.org/abs/2203.15556)."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    def loss(self, parameters: Values, tokens: Values) -> Values:
+        """L(N, D)."""
+        return sum(self.parts(parameters, tokens))
+
+    def parts(self, parameters: Values, tokens: Values) -> LossParts:
+        """The three terms."""
+        return LossParts(
+            self.E + 0.0 * parameters * tokens,
+            self.A / parameters**self.alpha + 0.0 * tokens,
+            self.B / tokens**self.beta + 0.0 * parameters,
+        )
+
+    @property
+    def exponents(self) -> tuple[float, float]:
+        """a and b of N_opt ∝ C^a and D_opt ∝ C^b."""
+        return self.beta / (self.alpha + self.beta), self.alpha / (self.alpha + self.beta)
+
+    def optimum(self, flops: Values, per_parameter: float = FLOPS_PER_PARAMETER) -> Allocation:
+        """The N and D of least loss among those of C = 6 N D (equation 4 there).
+
+        N = G (C/6)^a and D = (C/6)^b / G, with G = (α A / (β B))^(1/(α+β)).
+
+        Args:
+            flops: C.
+            per_parameter: FLOPs of a parameter and token.
+        """
+        a, b = self.exponents
+        scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        products = flops / per_parameter
+        return Allocation(scale * products**a, products**b / scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class RepeatingLaw:
+    """A parametric law for text that is read several times (Muennighoff et al. 2023, section 3.1
+    and equations 5 and 6, https://arxiv.org/abs/2305.16264).
+
+    Of U different tokens read R + 1 times, D' = U + U r (1 - e^(-R/r)) count, r = `of_tokens`. As
+    many parameters as are best for U are N_U; beyond, N' = N_U + N_U n (1 - e^(-R_N/n)) count, with
+    N = N_U (R_N + 1) and n = `of_parameters`.
+    """
+
+    law: ParametricLaw
+    of_tokens: float
+    of_parameters: float
+
+    def loss(self, parameters: Values, tokens: Values, unique: Values) -> Values:
+        """L of `tokens` read of which `unique` are different."""
+        counted = np.minimum(tokens, unique)
+        # As many as a budget of the different tokens alone is best spent with.
+        best = self._best_for(counted)
+        return self.law.loss(
+            effective(parameters, best, self.of_parameters),
+            effective(tokens, counted, self.of_tokens),
+        )
+
+    def _best_for(self, tokens: Values) -> Values:
+        """N of the optimum whose D is `tokens`."""
+        a, b = self.law.exponents
+        scale = self.law.optimum(FLOPS_PER_PARAMETER).parameters
+        return scale * (tokens * scale) ** (a / b)
+
+
+def effective(total: Values, first: Values, half_life: float) -> Values:
+    """What `total` counts of which only `first` is new: all of that, and of what comes after less
+    and less, at most `half_life` times as much again."""
+    excess = np.maximum(total / first - 1, 0)
+    return np.minimum(total, first) + first * half_life * -np.expm1(-excess / half_life)
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerLaw:
+    """L(x) = (x₀/x)^exponent."""
+
+    scale: float
+    """x₀."""
+    exponent: float
+
+    def loss(self, x: Values) -> Values:
+        """L(x)."""
+        return (self.scale / x) ** self.exponent
+
+
+@dataclasses.dataclass(frozen=True)
+class KaplanLaw:
+    """The laws of Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, of non-embedding
+    parameters."""
+
+    of_parameters: PowerLaw
+    """L(N), trained to convergence on enough text (equation 1.1)."""
+    of_tokens: PowerLaw
+    """L(D), of a large model stopped early (equation 1.2)."""
+    of_compute: PowerLaw
+    """L(C), of C in FLOPs spent as well as can be (equation 1.3)."""
+    joint_parameters: PowerLaw
+    joint_tokens: PowerLaw
+    """Of L(N, D) (equation 1.5, fitted in table 2)."""
+    best_parameters: tuple[float, float]
+    """N_opt = k C^p of C in FLOPs (table 3)."""
+
+    def loss(self, parameters: Values, tokens: Values) -> Values:
+        """L(N, D) = ((N_c/N)^(α_N/α_D) + D_c/D)^α_D (equation 1.5)."""
+        ours, theirs = self.joint_parameters, self.joint_tokens
+        of_model = (ours.scale / parameters) ** (ours.exponent / theirs.exponent)
+        return (of_model + theirs.scale / tokens) ** theirs.exponent
+
+    def optimum(self, flops: Values, per_parameter: float = FLOPS_PER_PARAMETER) -> Allocation:
+        """N by the fitted power law, and the D that remains of C = 6 N D."""
+        scale, exponent = self.best_parameters
+        parameters = scale * flops**exponent
+        return Allocation(parameters, flops / (per_parameter * parameters))
+
+
+PARAMETRIC: Mapping[str, ParametricLaw] = {
+    # Hoffmann et al. 2022, equation 10 (approach 3), rounded as there; N has the embeddings in it.
+    "chinchilla": ParametricLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28),
+    # The same less rounded, as the source of the paper has it (told by Besiroglu et al. 2024).
+    "chinchilla_unrounded": ParametricLaw(E=1.6934, A=406.4, B=410.7, alpha=0.3392, beta=0.2849),
+    # Besiroglu et al. 2024, https://arxiv.org/abs/2404.10102: the same data, read off the plot.
+    "besiroglu": ParametricLaw(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658),
+}
+"""Constants of `ParametricLaw` by name."""
+
+REPEATING: Mapping[str, RepeatingLaw] = {
+    # Muennighoff et al. 2023, appendix A: α = β by their choice; log E, log A and log B are told.
+    "muennighoff": RepeatingLaw(
+        ParametricLaw(
+            E=float(np.exp(0.6254804)),
+            A=float(np.exp(6.255414)),
+            B=float(np.exp(7.3049974)),
+            alpha=0.3526596,
+            beta=0.3526596,
+        ),
+        of_tokens=15.387756,
+        of_parameters=5.309743,
+    ),
+}
+"""Constants of `RepeatingLaw` by name."""
+
+# Kaplan et al. 2020: section 1.2, table 2 and table 3.
+KAPLAN = KaplanLaw(
+    of_parameters=PowerLaw(8.8e13, 0.076),
+    of_tokens=PowerLaw(5.4e13, 0.095),
+    of_compute=PowerLaw(3.1e8 * PETAFLOP_DAY, 0.050),
+    joint_parameters=PowerLaw(6.4e13, 0.076),
+    joint_tokens=PowerLaw(1.8e13, 0.103),
+    best_parameters=(1.3e9 / PETAFLOP_DAY**0.73, 0.73),
+)
