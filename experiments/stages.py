@@ -26,6 +26,8 @@ class Run(NamedTuple):
     fields: tuple[str, ...]
     others: Mapping[str, str] = MappingProxyType({})
     """Fields that other runs are given by."""
+    after: tuple[str, ...] = ()
+    """Runs that it reads something of besides."""
 
 
 def parser(description: str, has_data: bool = True) -> argparse.ArgumentParser:
@@ -50,7 +52,8 @@ def make(planned: Mapping[str, Run], folder: Path, only: str) -> int:
     wanted = {name for name in planned if re.fullmatch(only, name)}
     for name in reversed(planned):
         if name in wanted:
-            wanted |= {planned[name].init, *planned[name].others.values()} & planned.keys()
+            run = planned[name]
+            wanted |= {run.init, *run.others.values(), *run.after} & planned.keys()
     for name in filter(wanted.__contains__, planned):
         code = _make(name, planned[name], folder)
         if code:

@@ -16,7 +16,7 @@ PANELS = {
     "its divergence, nats a response": ("ppo/kl", ("exact",)),
     "PPO by a reward model: its rewards": ("eval/rewards/reward_model", ("held", "free")),
     "and what is right of that": (EXACT, ("held", "free")),
-    "GRPO after worked examples: right": ("eval/rewards/numeric", ("grpo",)),
+    "GRPO after worked examples: right": ("eval/rewards/numeric", ("grpo", "early")),
 }
 """Title, what is measured, and what runs are called."""
 

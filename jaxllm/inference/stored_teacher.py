@@ -127,13 +127,10 @@ class StoredTeacher:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaughtRows:
-    """Rows with what a teacher says of each place (`data.rows.TokenRows`)."""
+class _OfRows:
+    """What other rows are made of (`data.rows.TokenRows`), and have in common with them."""
 
     rows: TokenRows
-    files: Sequence[tuple[np.ndarray, np.ndarray]]
-    """Ids and log-probabilities of so many rows each."""
-    top_k: int
 
     @property
     def seq_len(self) -> int:
@@ -144,6 +141,15 @@ class TaughtRows:
     def fill_rate(self) -> float:
         """As of the rows alone."""
         return self.rows.fill_rate
+
+
+@dataclasses.dataclass(frozen=True)
+class TaughtRows(_OfRows):
+    """Rows with what a teacher says of each place."""
+
+    files: Sequence[tuple[np.ndarray, np.ndarray]]
+    """Ids and log-probabilities of so many rows each."""
+    top_k: int
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -165,20 +171,11 @@ class TaughtRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Block:
+class _Block(_OfRows):
     """Some rows that follow each other, as rows."""
 
-    rows: TokenRows
     first: int
     end: int
-
-    @property
-    def seq_len(self) -> int:
-        return self.rows.seq_len
-
-    @property
-    def fill_rate(self) -> float:
-        return self.rows.fill_rate
 
     def __len__(self) -> int:
         return self.end - self.first

@@ -1,5 +1,6 @@
 """A smaller model out of a larger one: some of its layers, and of these some of the channels, heads
-and MLP units, those whose weights are largest (Han et al. 2015, https://arxiv.org/abs/1506.02626).
+and MLP units, those whose weights are largest (as Li et al. 2016 choose filters,
+https://arxiv.org/abs/1608.08710).
 
 What is kept stands in the order in which it was. Channels are the same through all of the model, as
 the residual stream is one; heads and units are chosen in each layer.
@@ -35,6 +36,7 @@ Roles = tuple[str | None, ...]
 """What stands along each axis of a parameter; None: what every part has whole."""
 Chosen = dict[str, tuple[int, Int[Array, " chosen"]]]
 """Of each role how many there are, and which of them are kept."""
+_LEAST = 1e-30
 
 _TABLES: tuple[tuple[str, Roles], ...] = (
     (r"(position_)?embedding", (None, CHANNELS)),
@@ -71,72 +73,113 @@ _COMPRESSED_QUERIES: tuple[tuple[str, Roles], ...] = (
 
 
 def part_of(given: ModelConfig, whole: ModelConfig) -> ModelConfig:
-    """The model of a part: `whole` in the sizes given, with heads as wide as they were.
+    """The model of a part: `whole` in the layers, width and heads given, with heads as wide as they
+    were. Where `kv_heads` is 0 as many query heads share keys and values as did, and where
+    `mlp_width` is 0 an MLP has the share of its width that channels have of theirs.
 
     Raises:
-        UserError: a size is more than that of the whole, or none is less.
+        UserError: a size is more than that of the whole, or none is less, or they do not go
+            together.
     """
     theirs = completed(whole)
     sizes: dict[str, Any] = {name: getattr(given, name) for name in SIZES}
-    if theirs.experts and not given.mlp_width:
-        sizes["mlp_width"] = theirs.mlp_width
+    if theirs.kv_heads and not given.kv_heads:
+        sizes["kv_heads"] = max(1, given.heads * theirs.kv_heads // theirs.heads)
+    if not given.mlp_width:
+        share = theirs.mlp_width if theirs.experts else theirs.mlp_width * given.width
+        sizes["mlp_width"] = share if theirs.experts else max(1, share // theirs.width)
     kept: dict[str, Any] = {"head_dim": theirs.head_dim, "value_head_dim": theirs.value_head_dim}
-    part = dataclasses.replace(whole, **sizes, **kept)
-    ours = completed(part)
-    for name in SIZES:
-        if getattr(ours, name) > getattr(theirs, name):
+    for name, size in sizes.items():
+        if size > getattr(theirs, name):
             raise UserError(
-                f"config.model.{name}: a part of the teacher has at most its "
-                f"{getattr(theirs, name)}, and {getattr(ours, name)} were given."
+                f"config.model.{name}: a part has at most the {getattr(theirs, name)} of the whole "
+                f"model, and {size} were given."
             )
-    if all(getattr(ours, name) == getattr(theirs, name) for name in SIZES):
+    if all(size == getattr(theirs, name) for name, size in sizes.items()):
         raise UserError(
-            "config.distill.pruned_start: the student is as large as the teacher; give a smaller "
-            f"config.model ({', '.join(SIZES)})."
+            f"config.model: a part is smaller than the whole, and these are its sizes: give less "
+            f"in one of {', '.join(SIZES)}."
         )
-    if theirs.experts and ours.mlp_width != theirs.mlp_width:
+    if theirs.experts and sizes["mlp_width"] != theirs.mlp_width:
         raise UserError(
             f"config.model.mlp_width: experts keep their width, {theirs.mlp_width}; leave it out."
         )
-    if theirs.kv_heads and ours.heads // ours.kv_heads > theirs.heads // theirs.kv_heads:
+    try:
+        part = dataclasses.replace(whole, **sizes, **kept)
+    except ValueError as error:
+        raise UserError(f"config.model.{error}.") from None
+    if theirs.kv_heads and part.heads // part.kv_heads > theirs.heads // theirs.kv_heads:
         raise UserError(
-            f"config.model.kv_heads: {ours.heads // ours.kv_heads} query heads would share keys "
-            f"and values, and of the teacher {theirs.heads // theirs.kv_heads} do; give more "
+            f"config.model.kv_heads: {part.heads // part.kv_heads} query heads would share keys "
+            f"and values, and of the whole model {theirs.heads // theirs.kv_heads} do; give more "
             "kv_heads, or fewer heads."
         )
-    return dataclasses.replace(part, mlp_width=ours.mlp_width)
+    return part
 
 
-def check_layers(
-    whole: TransformerConfig, part: TransformerConfig, layers: Sequence[int], field: str
-) -> None:
-    """Checks that each layer of the part is taken from one that does the same.
+def part_layers(
+    named: Sequence[int], whole: TransformerConfig, part: TransformerConfig, field: str
+) -> list[int]:
+    """The layer of the whole, counted from 0, that each of the part's is taken from.
+
+    Args:
+        named: layers as they are configured, counted from 1; empty: evenly spaced, the first and
+            the last among them, but each one that attends as the part's does.
+        whole, part: the models.
+        field: where `named` is configured, for messages.
 
     Raises:
-        UserError: one is not; the message names the field that says which are taken.
+        UserError: there are not so many, they do not rise, or one attends otherwise.
     """
-    if len(layers) != part.layers:
+    if not named:
+        return _evenly(whole, part, field)
+    if len(named) != part.layers:
         raise UserError(
-            f"{field}: names {len(layers)} layers, and each of the student's {part.layers} is to "
-            "begin as one of the teacher's; name all."
+            f"{field}: names {len(named)} layers, and each of the part's {part.layers} is taken "
+            "from one; name as many."
         )
-    for number, (taken, ours) in enumerate(zip(layers, part.unrolled, strict=True)):
-        theirs = whole.unrolled[taken].attention
-        heads: dict[str, Any] = {"heads": ours.attention.heads, "backend": ours.attention.backend}
-        if isinstance(ours.attention, AttentionConfig):
-            heads["kv_heads"] = ours.attention.kv_heads
-        if dataclasses.replace(theirs, **heads) != ours.attention:
+    if list(named) != sorted(set(named)) or named[0] < 1 or named[-1] > whole.layers:
+        raise UserError(
+            f"{field}: layers are counted from 1, rise, and end at {whole.layers} at the latest."
+        )
+    for number, taken in enumerate(named):
+        if not _alike(whole, taken - 1, part, number):
             raise UserError(
-                f"{field}: layer {number + 1} of the student attends in another way than layer "
-                f"{taken + 1} of the teacher, of which it is to be made (as where a pattern has "
-                "layers with a window and without); pair layers that are alike."
+                f"{field}: layer {taken} of the whole model attends in another way than layer "
+                f"{number + 1} of the part, as one with a window and one without; name one that is "
+                "like it."
             )
+    return [taken - 1 for taken in named]
+
+
+def _evenly(whole: TransformerConfig, part: TransformerConfig, field: str) -> list[int]:
+    taken: list[int] = []
+    for number in range(part.layers):
+        wanted = number * (whole.layers - 1) / max(part.layers - 1, 1)
+        first = taken[-1] + 1 if taken else 0
+        left = [index for index in range(first, whole.layers) if _alike(whole, index, part, number)]
+        if not left:
+            raise UserError(
+                f"{field}: there is no layer left that attends as layer {number + 1} of the part "
+                "does; name the layers, or take fewer."
+            )
+        taken.append(min(left, key=lambda index: abs(index - wanted)))
+    return taken
+
+
+def _alike(whole: TransformerConfig, taken: int, part: TransformerConfig, number: int) -> bool:
+    """Whether two layers attend in the same way, but for how many heads they have."""
+    theirs, ours = whole.unrolled[taken].attention, part.unrolled[number].attention
+    sizes: dict[str, Any] = {"heads": ours.heads, "backend": ours.backend}
+    if isinstance(ours, AttentionConfig):
+        sizes["kv_heads"] = ours.kv_heads
+    return dataclasses.replace(theirs, **sizes) == ours
 
 
 def pruned(
     params: trees.Tree, whole: TransformerConfig, part: TransformerConfig, layers: Sequence[int]
 ) -> dict[str, Any]:
-    """The parameters of a part of a model; jittable.
+    """The parameters of a part of a model, in its own dtype; jittable.
 
     Args:
         params: of the whole.
@@ -162,7 +205,8 @@ def pruned(
         for number, (layer, config, wanted) in enumerate(taken)
     }
     found["stack_0"] = jax.tree.map(lambda leaf: leaf[None], unit)
-    return restacked(found, (StackConfig(1, part.unrolled),), part.stacks)
+    stacked = restacked(found, (StackConfig(1, part.unrolled),), part.stacks)
+    return jax.tree.map(lambda leaf: leaf.astype(part.dtypes.params), stacked)
 
 
 def _inside(layer: trees.Tree, config: LayerConfig, wanted: LayerConfig) -> Chosen:
@@ -212,9 +256,6 @@ def _sizes(
             squares = jnp.mean(jnp.square(rows.astype(jnp.float32)), axis=1)
             total += squares / jnp.maximum(jnp.mean(squares), _LEAST)
     return total
-
-
-_LEAST = 1e-30
 
 
 def _largest(sizes: Float[Array, "*groups n"], count: int) -> Int[Array, "*groups {count}"]:

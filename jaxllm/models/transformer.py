@@ -60,7 +60,8 @@ _MATRIX_RULES = (
     (r"head/kernel", PartitionSpec("fsdp", None)),
     (r"head/bias", PartitionSpec()),
     # Of a student's inner states to its teacher's.
-    (r"projections/.*", PartitionSpec()),
+    (r"projections/hidden", PartitionSpec(None, "fsdp", None)),
+    (r"projections/attention", PartitionSpec()),
 )
 # Those of other models, which an objective may hold beside it, lie as the model's do.
 SHARDING_RULES = [

@@ -13,9 +13,9 @@ from jaxllm import trees
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.transformer import Output, Transformer, output_head
 from jaxllm.objectives.matching import (
+    NOTHING,
     PROJECTIONS,
-    MatchingConfig,
-    matching_coefficients,
+    Matching,
     matching_sums,
     matching_weights,
 )
@@ -33,7 +33,7 @@ def distillation(
     model: TransformerConfig,
     config: DivergenceConfig,
     teacher: TransformerConfig | None,
-    matching: MatchingConfig = MatchingConfig(),  # noqa: B008
+    matching: Matching = NOTHING,
 ) -> Objective:
     """The loss of `DivergenceConfig`, a mean over the batch's `loss_weights`.
 
@@ -49,8 +49,8 @@ def distillation(
         teacher: the teacher's; None: batches have what it said.
         matching: which of its inner states count beside, if it is asked.
     """
-    assert teacher or not matching.collections, "what was said before has nothing inside"
-    recorded = list(matching.collections)
+    recorded = list(matching.coefficients)
+    assert teacher or not recorded, "what was said before has nothing inside"
 
     common = min(model.vocab_size, teacher.vocab_size) if teacher else model.vocab_size
 
@@ -94,7 +94,7 @@ def distillation(
         router_terms, router_metrics = router_sums(model, output.router, batch)
         return terms | router_terms, metrics | router_metrics
 
-    coefficients = {_TERM: 1.0} | matching_coefficients(matching) | router_coefficients(model)
+    coefficients = {_TERM: 1.0} | dict(matching.coefficients) | router_coefficients(model)
     return Objective(coefficients, weights, sums)
 
 

@@ -6,7 +6,7 @@ student and no part of it: `hidden` [pairs, embed, wide] and `attention` [pairs,
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,18 @@ from jaxllm.ops.matching import Heads, attention_divergence, hidden_error
 
 PROJECTIONS = "projections"
 """Where the projections stand."""
-Pairs = Sequence[tuple[int, int]]
-"""Layers of the student and of its teacher, counted from 0."""
+
+
+class Matching(NamedTuple):
+    """What of two models is to be alike."""
+
+    coefficients: Mapping[str, float]
+    """Of the terms in the loss, by the collections that passes are asked for; empty: nothing."""
+    pairs: Sequence[tuple[int, int]]
+    """Layers of the student and of its teacher, counted from 0."""
+
+
+NOTHING = Matching({}, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,26 +52,27 @@ class MatchingConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_coef", "attention_coef"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: must not be negative")
+                raise ValueError(f"{name}: must be a number from 0 on")
         _parsed(self.layer_map)
 
     @property
-    def collections(self) -> tuple[str, ...]:
-        """What passes of both models are asked for."""
+    def matches(self) -> bool:
+        """Whether anything counts."""
+        return bool(self.hidden_coef or self.attention_coef)
+
+    def of(self, student: TransformerConfig, teacher: TransformerConfig) -> Matching:
+        """The same of two models.
+
+        Raises:
+            UserError: a layer is named that there is not.
+        """
         coefficients = {HIDDEN: self.hidden_coef, ATTENTION: self.attention_coef}
-        return tuple(name for name, coefficient in coefficients.items() if coefficient)
+        pairs = _pairs(self.layer_map, student.layers, teacher.layers)
+        return Matching({name: value for name, value in coefficients.items() if value}, pairs)
 
 
-def layer_pairs(layer_map: str, student: int, teacher: int) -> Pairs:
-    """The pairs of a map, or those that an empty one stands for.
-
-    Args:
-        layer_map: of `MatchingConfig`.
-        student, teacher: layers of each.
-
-    Raises:
-        UserError: a layer is named that there is not.
-    """
+def _pairs(layer_map: str, student: int, teacher: int) -> list[tuple[int, int]]:
+    """The pairs of a map, or those that an empty one stands for."""
     if not layer_map:
         return [(index, -(-(index + 1) * teacher // student) - 1) for index in range(student)]
     pairs = _parsed(layer_map)
@@ -77,18 +88,18 @@ def layer_pairs(layer_map: str, student: int, teacher: int) -> Pairs:
 
 
 def init_projections(
-    config: MatchingConfig, student: TransformerConfig, teacher: TransformerConfig, key: jax.Array
+    matching: Matching, student: TransformerConfig, teacher: TransformerConfig, key: jax.Array
 ) -> dict[str, Any]:
     """Projections that begin as the identity where both sizes are the same, else drawn (hidden
     states), or each head as a copy of one (attention); empty if none are needed."""
-    pairs = layer_pairs(config.layer_map, student.layers, teacher.layers)
+    pairs = matching.pairs
     made = {}
-    if config.hidden_coef:
+    if HIDDEN in matching.coefficients:
         shape = (student.width, teacher.width)
         same = student.width == teacher.width
         drawn = jax.random.normal(key, (len(pairs), *shape)) * student.width**-0.5
         made[HIDDEN] = jnp.broadcast_to(jnp.eye(*shape), drawn.shape) if same else drawn
-    if config.attention_coef:
+    if ATTENTION in matching.coefficients:
         ours, theirs = (model.unrolled[0].attention.heads for model in (student, teacher))
         source = jnp.arange(theirs) * ours // theirs
         mix = (jnp.arange(ours)[:, None] == source).astype(jnp.float32)
@@ -97,7 +108,7 @@ def init_projections(
 
 
 def matching_sums(
-    config: MatchingConfig,
+    matching: Matching,
     models: tuple[TransformerConfig, TransformerConfig],
     recorded: tuple[trees.Tree, trees.Tree],
     projections: Mapping[str, jax.Array],
@@ -107,16 +118,16 @@ def matching_sums(
     metrics of the same as `hidden_error` and `attention_divergence`.
 
     Args:
-        config: what counts.
+        matching: what counts.
         models: of student and teacher.
-        recorded: what their passes gave of `config.collections`.
+        recorded: what their passes gave.
         projections: of `init_projections`.
         batch: its `loss_weights` say which tokens count.
     """
     weights = batch["loss_weights"]
-    pairs = layer_pairs(config.layer_map, *(model.layers for model in models))
+    pairs = matching.pairs
     found = {}
-    for collection in config.collections:
+    for collection in matching.coefficients:
         total = jnp.zeros((), jnp.float32)
         for pair, projection in zip(pairs, projections[collection], strict=True):
             inside = [
@@ -138,15 +149,9 @@ def matching_sums(
     return found, {names[term]: (total, weight) for term, total in found.items()}
 
 
-def matching_weights(config: MatchingConfig, batch: Batch) -> Sums:
+def matching_weights(matching: Matching, batch: Batch) -> Sums:
     """What the sums are divided by."""
-    return dict.fromkeys(config.collections, jnp.sum(batch["loss_weights"]))
-
-
-def matching_coefficients(config: MatchingConfig) -> dict[str, float]:
-    """Of the terms in the loss."""
-    coefficients = {HIDDEN: config.hidden_coef, ATTENTION: config.attention_coef}
-    return {term: coefficients[term] for term in config.collections}
+    return dict.fromkeys(matching.coefficients, jnp.sum(batch["loss_weights"]))
 
 
 def _places(batch: Batch) -> Places:

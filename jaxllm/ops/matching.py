@@ -16,7 +16,10 @@ from jaxtyping import Array, Float
 from jaxllm.ops.attention.visibility import MASKED, Places, Rule, visible
 from jaxllm.ops.attention.xla import capped, einsum
 from jaxllm.ops.products import product
-from jaxllm.ops.vocabulary import chunk_length, in_chunks
+from jaxllm.ops.vocabulary import in_chunks
+
+_SCORES = 2**25
+"""Elements of the scores of a chunk at most, if it has more than one query."""
 
 
 class Heads(NamedTuple):
@@ -71,10 +74,11 @@ def attention_divergence(
         mix: for each of the teacher's heads what each of the student's adds to its scores.
         places: where tokens stand.
         weights: w of each token, as a query.
-        chunk: queries at a time; 0 chooses by memory.
+        chunk: queries of a row at a time; 0 chooses by memory.
     """
-    batch, seq, heads, _ = teacher.queries.shape
-    chunk = chunk or chunk_length(batch, seq, heads * seq)
+    batch, seq = weights.shape
+    most = max(student.queries.shape[2], teacher.queries.shape[2])
+    chunk = chunk or max(1, min(seq, _SCORES // (batch * most * seq)))
     queries, keys = jax.lax.stop_gradient((teacher.queries, teacher.keys))
     teacher = Heads(queries, keys, teacher.rule)
 
@@ -85,7 +89,9 @@ def attention_divergence(
         here = places._replace(query_positions=positions, query_segment_ids=segment_ids)
         seen = visible(here, student.rule) & visible(here, teacher.rule)
         log_softmax = functools.partial(_log_softmax, seen=seen[:, None])
-        mixed = einsum("bhqt,hg->bgqt", _scores(student._replace(queries=ours)), mix)
+        # Scores of some tens would lose all below a tenth in bfloat16.
+        scores = _scores(student._replace(queries=ours))
+        mixed = einsum("bhqt,hg->bgqt", scores, mix, precision="highest")
         log_q = log_softmax(mixed)
         log_p = log_softmax(_scores(teacher._replace(queries=theirs)))
         apart = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from jaxllm import trees
@@ -53,8 +55,8 @@ def continued_model(
 
     Args:
         given: what is configured.
-        recorded: the model as it was recorded or published,
-        place: at what this field names.
+        recorded: the model as it was recorded or published.
+        place: where that was, for messages.
 
     Raises:
         UserError: another field is given, and differs from the recorded one.
@@ -108,8 +110,14 @@ def model_to_continue(
     return continued_model(given, recorded), path
 
 
-def check_writer(config: ModelTrainingFields, data: DataConfig, tokenizer: Tokenizer) -> None:
-    """Checks, before anything slow, that the model writes, and can be trained so on such rows.
+def check_writer(
+    config: ModelTrainingFields,
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    beside: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Checks, before anything slow, that the model writes, and can be trained so on such rows;
+    `beside` has the shapes of what is trained beside it.
 
     Raises:
         UserError: it cannot.
@@ -121,7 +129,7 @@ def check_writer(config: ModelTrainingFields, data: DataConfig, tokenizer: Token
             "give one that does."
         )
     check_length(model, data.seq_len, "config.data.seq_len")
-    check_patterns(config, with_pairs(config, param_shapes(model)))
+    check_patterns(config, with_pairs(config, param_shapes(model)) | dict(beside))
 
 
 def with_pairs(config: ModelTrainingFields, shapes: dict[str, Any]) -> dict[str, Any]:

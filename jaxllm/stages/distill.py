@@ -20,10 +20,9 @@ from jaxllm.data.training_rows import Beside
 from jaxllm.evaluation.loss import LossEvaluator, text_scores
 from jaxllm.models.config import TransformerConfig
 from jaxllm.models.families import architecture
-from jaxllm.models.pruned import check_layers
 from jaxllm.models.transformer import check_length
 from jaxllm.objectives.distillation import TEACHER_TREE, distillation
-from jaxllm.objectives.matching import MatchingConfig, layer_pairs
+from jaxllm.objectives.matching import Matching, MatchingConfig, init_projections
 from jaxllm.objectives.objective import Batch, Objective, Params
 from jaxllm.ops.divergence import DivergenceConfig
 from jaxllm.sharding.processes import is_main
@@ -33,15 +32,19 @@ from jaxllm.stages.data_scores import data_scores
 from jaxllm.stages.fields import SamplingFields
 from jaxllm.stages.held_out import HeldOut, WriteSamples
 from jaxllm.stages.sft import opening
+from jaxllm.stages.student import (
+    PrunedStartFields,
+    beginning,
+    beside_the_teacher,
+    model_of_part,
+    student_of,
+)
 from jaxllm.stages.student_rollouts import OnPolicyFields, beginnings_of, student_stream
 from jaxllm.stages.teacher import (
     Teacher,
     TeacherFields,
     check_teacher,
-    student_model,
-    student_of,
     teacher_place,
-    with_projections,
 )
 from jaxllm.stages.text_samples import text_samples
 from jaxllm.stages.training_run import TrainingRun, train_in, work_directory
@@ -52,24 +55,20 @@ RECORDS = ("text", "conversations")
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillFields(DivergenceConfig, MatchingConfig, OnPolicyFields):
+class DistillFields(DivergenceConfig, MatchingConfig, PrunedStartFields, OnPolicyFields):
     """What is learnt of the teacher, and on which texts."""
 
     records: str = "text"
     """How `data` is read: `text`, as `pretrain` does, of which every token is learnt; or
     `conversations`, as `sft` does by the fields of that name, of which answers are."""
-    pruned_start: bool = False
-    """Begin as a part of the teacher, of the sizes of `model`: the layers that `layer_map` pairs,
-    and of channels, heads and MLP units those whose weights are largest."""
 
     def __post_init__(self) -> None:
         DivergenceConfig.__post_init__(self)
         MatchingConfig.__post_init__(self)
+        PrunedStartFields.__post_init__(self)
         OnPolicyFields.__post_init__(self)
-        if self.layer_map and not (self.collections or self.pruned_start):
-            raise ValueError(
-                "layer_map: nothing reads it without hidden_coef, attention_coef or pruned_start"
-            )
+        if self.layer_map and not self.matches:
+            raise ValueError("layer_map: nothing reads it without hidden_coef or attention_coef")
         if self.records not in RECORDS:
             raise ValueError(f"records: must be one of {', '.join(RECORDS)}; was {self.records!r}")
 
@@ -106,7 +105,7 @@ class DistillConfig(AnsweringConfig):
             )
 
     def _check_beginning(self) -> None:
-        if self.distill.collections and self.teacher.top_k:
+        if self.distill.matches and self.teacher.top_k:
             raise ValueError(
                 "teacher.top_k: of what is inside the teacher nothing is kept; leave out either it "
                 "or distill.hidden_coef and distill.attention_coef"
@@ -150,11 +149,11 @@ class DistillConfig(AnsweringConfig):
 
     @property
     def trained(self) -> str:
-        return with_projections(super().trained)
+        return beside_the_teacher(super().trained)
 
     @property
     def kept(self) -> str:
-        return with_projections(super().kept)  # the teacher can be had from its `init` again
+        return beside_the_teacher(super().kept)  # the teacher can be had from its `init` again
 
 
 def run(config: DistillConfig, workdir: Path | None) -> None:
@@ -165,8 +164,9 @@ def run(config: DistillConfig, workdir: Path | None) -> None:
         model, path = model_to_continue(config.init, config.model, directory)
         config = dataclasses.replace(config, model=model)
     elif config.distill.pruned_start:
-        place = teacher_place(directory, config.teacher)
-        config = dataclasses.replace(config, model=student_model(config.model, place))
+        begun = directory.config_path.exists()
+        place = "" if begun else teacher_place(directory, config.teacher)
+        config = dataclasses.replace(config, model=model_of_part(config.model, directory, place))
     check = functools.partial(_check, directory)
     train_in(directory, config, TokenizerConfig(path=path), check, _work)
 
@@ -186,11 +186,12 @@ def _check(directory: RunDirectory, config: DistillConfig, tokenizer: TokenizerC
         lengths[field] = config.distill.max_prompt + config.max_new_tokens
         check_length(student, lengths[field], field)
     teacher = check_teacher(place, loaded, lengths)
-    pairs = layer_pairs(config.distill.layer_map, student.layers, teacher.layers)
     if config.distill.pruned_start:
-        layers = [theirs for _, theirs in pairs]
-        check_layers(teacher, student, layers, "config.distill.layer_map")
-    check_writer(config, config.data, loaded)
+        config.distill.taken(teacher, student)
+    make = functools.partial(
+        init_projections, config.distill.of(student, teacher), student, teacher
+    )
+    check_writer(config, config.data, loaded, jax.eval_shape(make, jax.random.key(0)))
     if config.of_conversations:
         config.sft.encoder(loaded, config.data.seq_len)
 
@@ -203,8 +204,8 @@ def _work(run: TrainingRun[DistillConfig]) -> dict[str, float]:
     model = architecture(config.model, corpus.tokenizer.vocab_size)
     teacher = Teacher(run, config.teacher, corpus.tokenizer)
     live = not config.teacher.top_k
-    asked = teacher.model if live else None
-    objective = distillation(model, config.distill, asked, config.distill)
+    matching = config.distill.of(model, teacher.model)
+    objective = distillation(model, config.distill, teacher.model if live else None, matching)
     beside = (lambda store, rows: rows) if live else _stored(run, model, teacher)
     write_samples = _samples(run, corpus, model)
     evaluation = HeldOut(
@@ -216,7 +217,7 @@ def _work(run: TrainingRun[DistillConfig]) -> dict[str, float]:
         lambda step, params: write_samples(step, student_of(params)),
         beside=beside,
     )
-    params = _params(run, model, teacher)
+    params = _params(run, model, teacher, matching)
     if config.distill.on_policy_fraction:
         beginnings = beginnings_of(run, corpus, config.distill)
         stream = student_stream(run, beginnings, model)
@@ -245,17 +246,20 @@ def _stored(run: TrainingRun[DistillConfig], model: TransformerConfig, teacher: 
 
 
 def _params(
-    run: TrainingRun[DistillConfig], model: TransformerConfig, teacher: Teacher
+    run: TrainingRun[DistillConfig],
+    model: TransformerConfig,
+    teacher: Teacher,
+    matching: Matching,
 ) -> dict[str, Any]:
     """What `TrainingRun.learn` is told of the parameters: the student's, beside them those of a
     teacher that is asked in each step, and the projections between both."""
     config = run.config
-    student = _beginning(run, model, teacher)
+    student = beginning(run, model, teacher, config.distill)
     # What pairs stand beside is in no checkpoint either.
     again = student if config.lora.rank else dict
     if config.teacher.top_k:
         return {"initial_params": student, "base_params": again}
-    projections = teacher.projections(model, config.distill)
+    projections = teacher.projections(model, matching)
     beside = {**teacher.shapes, **jax.eval_shape(projections)}
     return {
         "initial_params": teacher.beside(lambda: {**student(), **projections()}),
@@ -263,19 +267,6 @@ def _params(
         "param_shapes": {**run.param_shapes(model), **beside},
         "models": {"": model, f"{TEACHER_TREE}/": teacher.model},
     }
-
-
-def _beginning(
-    run: TrainingRun[DistillConfig], model: TransformerConfig, teacher: Teacher
-) -> Callable[[], dict[str, Any]]:
-    """What makes the parameters that the student begins with."""
-    config = run.config
-    if config.init:
-        return lambda: run.loaded_params(model)
-    if config.distill.pruned_start:
-        pairs = layer_pairs(config.distill.layer_map, model.layers, teacher.model.layers)
-        return lambda: teacher.part(model, [theirs for _, theirs in pairs])
-    return run.random_params(model)
 
 
 def _samples(

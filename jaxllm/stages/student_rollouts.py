@@ -21,7 +21,7 @@ from jaxllm.rollouts.learner import Learner
 from jaxllm.rollouts.source import Rollouts
 from jaxllm.rollouts.writer import Writer
 from jaxllm.sharding.processes import is_main
-from jaxllm.stages.teacher import student_of
+from jaxllm.stages.student import student_of
 from jaxllm.stages.training_run import TrainingRun
 from jaxllm.tokenizers.tokenizer import Tokenizer
 from jaxllm.training.loop import Stream

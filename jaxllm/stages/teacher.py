@@ -16,19 +16,14 @@ from jaxllm.errors import UserError
 from jaxllm.inference.stored_teacher import StoredTeacher
 from jaxllm.models.config import ModelConfig, TransformerConfig, bare
 from jaxllm.models.families import architecture
-from jaxllm.models.pruned import SIZES, part_of, pruned
+from jaxllm.models.pruned import pruned
 from jaxllm.models.quantised import check_installed, held
-from jaxllm.models.transformer import SHARDING_RULES, check_length, param_shapes
+from jaxllm.models.transformer import check_length, param_shapes
 from jaxllm.objectives.distillation import TEACHER_TREE
-from jaxllm.objectives.matching import PROJECTIONS, MatchingConfig, init_projections
-from jaxllm.objectives.objective import Params
-from jaxllm.sharding.rules import shardings
-from jaxllm.stages.continued import continued_model
+from jaxllm.objectives.matching import Matching, init_projections
 from jaxllm.stages.frozen_model import FrozenModel
 from jaxllm.stages.training_run import TrainingRun
 from jaxllm.tokenizers.tokenizer import Tokenizer, load_tokenizer
-
-_BESIDE = (TEACHER_TREE, PROJECTIONS)
 
 _PROJECTIONS_SEED = 1
 """Folded into the run's, whose own makes the student."""
@@ -84,10 +79,8 @@ class Teacher:
     def alone(self) -> dict[str, Any]:
         """Its parameters, where they stand beside the student's."""
         params = self._frozen.given_up()
-        if self._how:  # donated: they are not to be there twice
-            layout = shardings(self.shapes, SHARDING_RULES, self._run.mesh)[TEACHER_TREE]
-            hold = jax.jit(held, static_argnums=1, out_shardings=layout, donate_argnums=0)
-            params = hold(params, self._how)
+        if how := self._how:  # donated: they are not to be there twice
+            params = self._run.laid_out(lambda p: held(p, how), params, donate=True)(params)
         return {TEACHER_TREE: params}
 
     def stored(self, student: TransformerConfig, temperature: float) -> StoredTeacher:
@@ -105,53 +98,22 @@ class Teacher:
 
     def part(self, student: TransformerConfig, layers: Sequence[int]) -> dict[str, Any]:
         """The parameters of a student that begins as a part of it, of these layers."""
-        params = self._frozen.params
-        return self._laid_out(lambda p: pruned(p, self.model, student, layers), params)(params)
+        # One that has been asked before is not needed any more.
+        params = self._frozen.given_up() if self._top_k else self._frozen.params
+        make = functools.partial(pruned, whole=self.model, part=student, layers=layers)
+        return self._run.laid_out(make, params)(params)
 
     def projections(
-        self, student: TransformerConfig, matching: MatchingConfig
+        self, student: TransformerConfig, matching: Matching
     ) -> Callable[[], dict[str, Any]]:
         """What makes the projections between the inner states of both, if any are to be alike."""
         key = jax.random.fold_in(jax.random.key(self._run.config.seed), _PROJECTIONS_SEED)
         make = functools.partial(init_projections, matching, student, self.model)
-        return lambda: self._laid_out(make, key)(key)
-
-    def _laid_out(self, make: Callable[[Any], Any], argument: Any) -> Any:
-        """A jitted function whose result, parameters, lies on the mesh as they do."""
-        layout = shardings(jax.eval_shape(make, argument), SHARDING_RULES, self._run.mesh)
-        return jax.jit(make, out_shardings=layout)
+        return lambda: self._run.laid_out(make, key)(key)
 
     def record(self) -> None:
         """Writes which it is, in the first life of the run."""
         self._frozen.record()
-
-
-def student_of(params: Params) -> Params:
-    """The student's parameters among those of a run."""
-    return {name: leaf for name, leaf in params.items() if name not in _BESIDE}
-
-
-def with_projections(pattern: str) -> str:
-    """The pattern of what is trained, or kept: the student's parameters that match, and all
-    projections; of the teacher nothing."""
-    return f"{PROJECTIONS}/.*|(?!{TEACHER_TREE}/)(?:{pattern})"
-
-
-def student_model(given: ModelConfig, place: str) -> ModelConfig:
-    """The model of a student that begins as a part of the teacher: of its kind, in the sizes given.
-
-    Args:
-        given: `model` of the configuration.
-        place: where the teacher is.
-
-    Raises:
-        UserError: it can't be a part of it.
-    """
-    recorded = bare(model_config_of(place))
-    as_large = {name: getattr(recorded, name) for name in SIZES}
-    as_large |= {"head_dim": given.head_dim or recorded.head_dim}
-    same = continued_model(dataclasses.replace(given, **as_large), recorded, "config.teacher.init")
-    return part_of(given, same)
 
 
 def teacher_place(directory: RunDirectory, fields: TeacherFields) -> str:

@@ -129,7 +129,7 @@ class TrainingRun(Generic[C]):
     def random_params(self, model: TransformerConfig) -> Callable[[], dict[str, Any]]:
         """What makes new parameters of the model."""
         key = jax.random.key(self.config.seed)
-        return lambda: self._laid_out(lambda key: init_params(model, key), key)(key)
+        return lambda: self.laid_out(lambda key: init_params(model, key), key)(key)
 
     def loaded_params(self, model: TransformerConfig) -> dict[str, Any]:
         """The parameters of `init`, with new pairs beside them, if there are to be any.
@@ -143,15 +143,15 @@ class TrainingRun(Generic[C]):
             return self._with_head(load_model(config.init, self.mesh, wanted).params, model)
         params = self._with_head(self._base_params(), model)
         how, key = config.lora.base, jax.random.key(config.seed)
-        make = self._laid_out(
+        make = self.laid_out(
             lambda params, key: init_pairs(rounded(params, how), config.lora, key), params, key
         )
         pairs = make(params, key)
         if how:  # donated: the base is not to be there twice
-            params = self._laid_out(lambda params: held(params, how), params, donate=True)(params)
+            params = self.laid_out(lambda params: held(params, how), params, donate=True)(params)
         return trees.merge(params, pairs)
 
-    def _laid_out(self, make: Callable[..., Any], *arguments: Any, donate: bool = False) -> Any:
+    def laid_out(self, make: Callable[..., Any], *arguments: Any, donate: bool = False) -> Any:
         """A jitted function whose result, parameters, lies on the mesh as they do."""
         layout = shardings(jax.eval_shape(make, *arguments), SHARDING_RULES, self.mesh)
         return jax.jit(make, out_shardings=layout, donate_argnums=(0,) if donate else ())
@@ -161,7 +161,7 @@ class TrainingRun(Generic[C]):
         if not model.head.outputs or "head" in params:
             return params
         key = jax.random.key(self.config.seed) if self.config.random_head else None
-        return params | self._laid_out(lambda: init_head(model, key))()
+        return params | self.laid_out(lambda: init_head(model, key))()
 
     def _base_params(self) -> dict[str, Any]:
         """The parameters that pairs are trained beside; which they are is recorded, and checked in

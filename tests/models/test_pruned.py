@@ -11,7 +11,7 @@ from jaxllm import trees
 from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.families import architecture
-from jaxllm.models.pruned import check_layers, part_of, pruned
+from jaxllm.models.pruned import part_layers, part_of, pruned
 from jaxllm.models.transformer import param_shapes
 
 VOCAB = 50
@@ -88,7 +88,7 @@ def test_layers_are_taken_whole_and_laid_out_anew():
     part = part_of(dataclasses.replace(whole, layers=3), whole)
     models = [architecture(config, VOCAB) for config in (whole, part)]
     params = drawn(whole)
-    check_layers(*models, [0, 3, 4], "here")
+    assert part_layers([1, 4, 5], *models, "here") == [0, 3, 4]
     found = pruned(params, *models, [0, 3, 4])
     np.testing.assert_array_equal(found["embedding"], params["embedding"])
     taken = [("stack_0", "layer_0", 0), ("stack_0", "layer_1", 1), ("stack_1", "layer_0", 0)]
@@ -100,23 +100,45 @@ def test_layers_are_taken_whole_and_laid_out_anew():
             np.testing.assert_array_equal(one[c], other[z])
 
 
-def test_a_layer_is_not_made_of_one_that_attends_otherwise():
+@pytest.mark.parametrize(
+    ("family", "layers", "part", "taken"),
+    [
+        ("llama", 4, 2, [0, 3]),
+        ("llama", 4, 3, [0, 1, 3]),
+        ("llama", 6, 1, [0]),
+        ("gemma2", 4, 2, [0, 3]),
+        ("gemma3", 12, 6, [0, 2, 4, 7, 9, 11]),
+    ],
+)
+def test_layers_are_spaced_evenly_and_attend_as_they_did(family, layers, part, taken):
+    whole = ModelConfig(**WHOLE | {"family": family, "layers": layers})
+    models = [
+        architecture(config, VOCAB)
+        for config in (whole, part_of(dataclasses.replace(whole, layers=part), whole))
+    ]
+    assert part_layers([], *models, "here") == taken
+
+
+def test_layers_that_cannot_be_taken():
     whole = ModelConfig(family="gemma2", window=4, **WHOLE | {"layers": 4})
     part = part_of(dataclasses.replace(whole, layers=2), whole)
     models = [architecture(config, VOCAB) for config in (whole, part)]
-    check_layers(*models, [0, 3], "here")
-    with pytest.raises(UserError, match="here: layer 1 of the student attends in another way"):
-        check_layers(*models, [1, 3], "here")
-    with pytest.raises(UserError, match="names 1 layers, and each of the student's 2"):
-        check_layers(*models, [1], "here")
+    assert part_layers([1, 4], *models, "here") == [0, 3]
+    with pytest.raises(UserError, match="here: layer 2 of the whole model attends in another way"):
+        part_layers([2, 4], *models, "here")
+    with pytest.raises(UserError, match="names 1 layers, and each of the part's 2"):
+        part_layers([1], *models, "here")
+    for named in ([1, 5], [0, 2], [4, 1], [1, 1]):
+        with pytest.raises(UserError, match="counted from 1, rise, and end at 4"):
+            part_layers(named, *models, "here")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"width": 24}, "config.model.width: a part of the teacher has at most its 20, and 24"),
-        ({"mlp_width": 64}, "config.model.mlp_width: a part of the teacher has at most its 40"),
-        (WHOLE, "as large as the teacher"),
+        ({"width": 24}, "config.model.width: a part has at most the 20 of the whole model, and 24"),
+        ({"mlp_width": 64}, "config.model.mlp_width: a part has at most the 40"),
+        (WHOLE, "a part is smaller than the whole"),
         ({"heads": 4, "kv_heads": 1}, "4 query heads would share keys and values"),
     ],
 )
@@ -132,10 +154,17 @@ def test_experts_keep_their_width():
         part_of(ModelConfig(**PART), whole)
 
 
-def test_it_is_of_the_dtype_that_the_whole_has():
+def test_sizes_that_are_not_given_follow_from_the_teacher():
     whole = ModelConfig(**WHOLE)
-    part = part_of(ModelConfig(**PART), whole)
+    part = part_of(ModelConfig(layers=2, width=20, heads=4), whole)
+    assert (part.kv_heads, part.mlp_width, part.head_dim) == (2, 40, 8)
+    part = part_of(ModelConfig(layers=2, width=10, heads=2), whole)
+    assert (part.kv_heads, part.mlp_width, part.head_dim) == (1, 20, 8)
+
+
+def test_it_is_of_its_own_dtype():
+    whole = ModelConfig(**WHOLE)
+    part = dataclasses.replace(part_of(ModelConfig(**PART), whole), param_dtype="bfloat16")
     models = [architecture(config, VOCAB) for config in (whole, part)]
-    narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), drawn(whole))
-    leaves = jax.tree.leaves(pruned(narrow, *models, range(3)))
+    leaves = jax.tree.leaves(pruned(drawn(whole), *models, range(3)))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("bfloat16")}

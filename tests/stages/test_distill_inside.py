@@ -2,6 +2,7 @@
 that the student begins with."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -66,12 +67,24 @@ def test_a_student_becomes_like_its_teacher_inside(distil, command, curve, param
     assert curve(halves, "train/loss") == curve(run, "train/loss")
 
 
+SMALL = {
+    "distill__pruned_start": True,
+    "distill__pruned_layers": "1,3",
+    "model__layers": 2,
+    "model__width": 16,
+    "model__mlp_width": 32,
+}
+UNTRAINED = {"steps": 1, "optimizer__learning_rate": 1e-9}
+"""One step that changes nothing."""
+
+
 def test_a_student_can_begin_as_a_part_of_its_teacher(distil, teacher, params_of, tmp_path):
-    run = tmp_path / "run"
-    fields = {"distill__pruned_start": True, "distill__layer_map": "1:1,2:3", "model__layers": 2}
-    small = {**fields, "model__width": 16, "model__mlp_width": 32}
-    result = distil(run, steps=1, optimizer__learning_rate=1e-9, **small)
+    own, run = tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(teacher, own)
+    given = {**SMALL, **UNTRAINED, "teacher__init": own}
+    result = distil(run, **given)
     assert result.code == 0, result.err
+    assert "the student begins as a part of" in result.err
     found, whole = params_of(run), params_of(teacher)
     np.testing.assert_allclose(found["embedding"], whole["embedding"], atol=1e-6)
     path = "stack_0/layer_0/attention/query/kernel"
@@ -79,8 +92,38 @@ def test_a_student_can_begin_as_a_part_of_its_teacher(distil, teacher, params_of
     assert found["stack_0/layer_0/mlp/up/kernel"].shape == (2, 16, 32)
     recorded = json.loads((run / "config.json").read_text())
     assert recorded["config"]["model"]["head_dim"] == 8
-    again = distil(run, steps=2, optimizer__learning_rate=1e-9, **small)
+    again = distil(run, **{**given, "steps": 2})
     assert again.code == 0, again.err
+    shutil.rmtree(own)  # which a finished run needs no more
+    finished = distil(run, **{**given, "steps": 2})
+    assert finished.code == 0, finished.err
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"teacher__top_k": 4, "model__param_dtype": "bfloat16"},
+        pytest.param({"teacher__dtype": "int8", **MATCHED}, marks=pytest.mark.slow),
+        pytest.param({"train__trainable": "last:1", **MATCHED}, marks=pytest.mark.slow),
+        {
+            **MATCHED,
+            "mesh__fsdp": 2,
+            "mesh__tensor": 2,
+            "micro_batch_size": 8,
+            "distill__on_policy_fraction": 0.5,
+            "distill__max_prompt": 4,
+            "temperature": 1.0,
+            "optimizer__learning_rates": "projections/.*:10",
+        },
+    ],
+)
+def test_what_goes_together(fields, distil, params_of, tmp_path):
+    run = tmp_path / "run"
+    result = distil(run, **{**SMALL, **UNTRAINED, "batch_size": 16, **fields})
+    assert result.code == 0, result.err
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert np.isfinite(logged["train/loss"])
+    assert params_of(run)["stack_0/layer_0/mlp/up/kernel"].shape[1:] == (16, 32)
 
 
 @pytest.mark.parametrize(
@@ -93,16 +136,23 @@ def test_a_student_can_begin_as_a_part_of_its_teacher(distil, teacher, params_of
             "the teacher has 3 layers, and layer 9 is named",
         ),
         ({**MATCHED, "distill__layer_map": "1-2"}, "is a list of pairs student:teacher"),
-        ({"distill__hidden_coef": -1.0}, "hidden_coef: must not be negative"),
-        ({"distill__pruned_start": True, "model__width": 32}, "has at most its 16, and 32"),
-        ({"distill__pruned_start": True, "model__layers": 3, "model__width": 16}, "as large as"),
+        ({"distill__hidden_coef": -1.0}, "hidden_coef: must be a number from 0 on"),
+        ({"distill__pruned_start": True, "model__width": 32}, "has at most the 16 of the whole"),
+        (
+            {"distill__pruned_start": True, "model__layers": 3, "model__width": 16},
+            "a part is smaller than the whole",
+        ),
+        ({"distill__pruned_layers": "1,3"}, "nothing reads it without pruned_start"),
+        ({**SMALL, "distill__pruned_layers": "1-3"}, "is a list of layers, as 1,4"),
+        ({**SMALL, "model__head_dim": 4}, "heads of a part are as wide as the teacher's, 8"),
+        ({**SMALL, "model__rope_theta": 5.0}, "a part attends as the teacher does"),
         (
             {"distill__pruned_start": True, "model__layers": 2, "model__family": "gpt2"},
             "config.model.family: was given 'gpt2', and the parameters of config.teacher.init",
         ),
         (
-            {"distill__pruned_start": True, "model__layers": 2, "distill__layer_map": "2:1"},
-            "names 1 layers, and each of the student's 2",
+            {**SMALL, "distill__pruned_layers": "2"},
+            "names 1 layers, and each of the part's 2",
         ),
         ({"distill__pruned_start": True, "init": "somewhere"}, "leave one of both out"),
     ],
