@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxllm import config as configuration
+from jaxllm.checkpoints import run_directory
 from jaxllm.errors import UserError
 
 USAGE = (
@@ -40,7 +41,8 @@ def parse(arguments: Sequence[str]) -> tuple[ConfigDict, Path | None]:
 
 
 def load_config(argument: str) -> ConfigDict:
-    """What `get_config(preset)` of the file `PATH[:PRESET]` returns.
+    """What `get_config(preset)` of the file `PATH[:PRESET]` returns; or what a run recorded, of its
+    `config.json`.
 
     Raises:
         UserError: there is no such file, no such preset, or the file sets a field wrongly.
@@ -48,6 +50,8 @@ def load_config(argument: str) -> ConfigDict:
     path, _, preset = argument.partition(":")
     if not Path(path).is_file():
         raise UserError(f"--config={path}: there is no such file; configs/ has one for each stage.")
+    if path.endswith(".json") and not preset:
+        return ConfigDict(run_directory.recorded(Path(path), "config")).lock()
     spec = importlib.util.spec_from_file_location("jaxllm_config", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config={path}: is no Python file; its name must end in .py.")

@@ -44,6 +44,7 @@ STAGES = {
     "generate": ("jaxllm.stages.generate", "GenerateConfig"),
     "chat": ("jaxllm.stages.chat", "ChatConfig"),
     "evaluate": ("jaxllm.stages.evaluate", "EvaluateConfig"),
+    "scaling": ("jaxllm.stages.scaling", "ScalingConfig"),
     "import_hf": ("jaxllm.stages.import_hf", "ImportConfig"),
     "export_hf": ("jaxllm.stages.export_hf", "ExportConfig"),
 }
@@ -53,7 +54,7 @@ RECIPE = "recipe"
 
 _MADE_BY_ONE = ("tokenizer", "prepare")
 """Stages whose work one process does, while the others wait."""
-_SINGLE = ("generate_data", "chat", "score", "import_hf", "export_hf")
+_SINGLE = ("generate_data", "chat", "score", "scaling", "import_hf", "export_hf")
 """Stages that have to be run as a single process."""
 
 # What only the user can mend: a place that cannot be read or written.

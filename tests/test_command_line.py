@@ -191,3 +191,13 @@ def test_a_preset_that_does_not_exist_is_told():
     message = _message(load_config, f"{CONFIGS / 'pretrain.py'}:gigantic")
     assert "gigantic" in message
     assert "tiny" in message  # the ones that exist
+
+
+def test_what_a_run_recorded_is_a_configuration(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"config": {"stage": "pretrain", "steps": 3, "data": {"train": "x"}}}')
+    config, _ = parse([f"--config={path}", "--config.steps=4"])
+    assert config.to_dict() == {"stage": "pretrain", "steps": 4, "data": {"train": "x"}}
+    path.write_text('{"steps": 3}')
+    with pytest.raises(UserError, match=r"config\.json: cannot be read"):
+        parse([f"--config={path}"])

@@ -89,6 +89,10 @@ class RunDirectory:
         return self.path / "data.jsonl"
 
     @property
+    def scaling(self) -> Path:
+        return self.path / "scaling.json"
+
+    @property
     def report(self) -> Path:
         return self.path / "report.html"
 
@@ -168,18 +172,12 @@ class RunDirectory:
         return self._recorded("data") if self.config_path.exists() else {}
 
     def _recorded(self, name: str) -> dict[str, Any]:
-        try:
-            recorded = json.loads(self.config_path.read_text(encoding="utf-8"))[name]
-        except FileNotFoundError:
+        if not self.config_path.exists():
             raise UserError(
                 f"{self.path}: is no run directory (it has no config.json); "
                 "give the --workdir of an earlier run."
-            ) from None
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UserError(f"{self.config_path}: cannot be read ({error}).") from None
-        if not isinstance(recorded, dict):
-            raise UserError(f"{self.config_path}: cannot be read (its {name} is no object).")
-        return recorded
+            )
+        return recorded(self.config_path, name)
 
     def write_summary(self, scores: Mapping[str, float]) -> None:
         """Writes `summary.json`: final scores by flat name; one that is not finite is null."""
@@ -230,6 +228,21 @@ class RunDirectory:
                 f"--workdir={self.path} holds a run of another configuration "
                 f"({'; '.join(changes)}); give another --workdir, or the same configuration."
             )
+
+
+def recorded(path: Path, name: str) -> dict[str, Any]:
+    """What a `config.json` holds by a name: `config`, `data` or `versions`.
+
+    Raises:
+        UserError: it cannot be read, or holds no such object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))[name]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: cannot be read (its {name} is no object).")
+    return found
 
 
 def versions() -> dict[str, str]:

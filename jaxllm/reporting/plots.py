@@ -75,8 +75,8 @@ def training_charts(metrics: Sequence[dict[str, Number]]) -> list[Chart]:
         _held_out_chart(metrics, "train/loss", "eval/loss", "Loss, nats"),
     ]
     first = (
-        ("train/learning_rate", "Learning rate", _plain_numbers()),
-        ("train/grad_norm", "Gradient norm", _plain_numbers()),
+        ("train/learning_rate", "Learning rate", plain_numbers()),
+        ("train/grad_norm", "Gradient norm", plain_numbers()),
         ("train/tokens_per_second", "Tokens per second", EngFormatter(sep="")),
     )
     drawn += [
@@ -90,7 +90,7 @@ def training_charts(metrics: Sequence[dict[str, Number]]) -> list[Chart]:
             continue
         values = series(metrics, name).values
         if len(values) and values.min() < values.max():
-            drawn.append(_line_chart(metrics, name, name, _plain_numbers()))
+            drawn.append(_line_chart(metrics, name, name, plain_numbers()))
     return [chart for chart in drawn if chart is not None]
 
 
@@ -119,7 +119,7 @@ def calibration_charts(rewards: Mapping[str, Any]) -> list[Chart]:
     bins = rewards.get("calibration", [])
     if not bins:
         return []
-    figure, axes = _figure("probability by the rewards")
+    figure, axes = figure_of("probability by the rewards")
     ends = (0.5, 1.0)
     axes.plot(ends, ends, color=CSS_COLORS["--rule"], linewidth=1.4)
     axes.scatter(
@@ -132,7 +132,7 @@ def calibration_charts(rewards: Mapping[str, Any]) -> list[Chart]:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    return [_chart(figure, "Calibration: share of pairs that are right")]
+    return [chart_of(figure, "Calibration: share of pairs that are right")]
 
 
 def series(metrics: Sequence[dict[str, Number]], name: str) -> Series:
@@ -166,7 +166,7 @@ def _held_out_chart(
     train, held_out = series(metrics, in_training), series(metrics, held_out_name)
     if len(train.values) < 2:
         return None
-    figure, axes = _figure()
+    figure, axes = figure_of()
     _draw_smoothed(axes, train, "training")
     if len(held_out.values):
         axes.plot(
@@ -178,7 +178,7 @@ def _held_out_chart(
             label="held out",
         )
     axes.legend(frameon=False, labelcolor=CSS_COLORS["--ink-soft"], loc="upper right")
-    return _chart(figure, title)
+    return chart_of(figure, title)
 
 
 def _line_chart(
@@ -191,7 +191,7 @@ def _line_chart(
     data = series(metrics, name)
     if len(data.values) < 2:
         return None
-    figure, axes = _figure()
+    figure, axes = figure_of()
     if smooth:
         _draw_smoothed(axes, data, name)
     else:
@@ -199,14 +199,14 @@ def _line_chart(
     if data.values.min() >= 0:
         axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(formatter)
-    return _chart(figure, title)
+    return chart_of(figure, title)
 
 
 def _shots_chart(task: str, names: dict[str, dict[int, float]]) -> Chart:
     shots = sorted(names["score"])
     places = range(len(shots))  # evenly: their numbers often double
     errors = [names.get("stderr", {}).get(number, 0.0) for number in shots]
-    figure, axes = _figure("examples")
+    figure, axes = figure_of("examples")
     axes.errorbar(
         places,
         [names["score"][number] for number in shots],
@@ -221,8 +221,8 @@ def _shots_chart(task: str, names: dict[str, dict[int, float]]) -> Chart:
         axes.axhline(chance, color=CSS_COLORS["--rule"], linewidth=1.4)
     axes.set_xticks(places, [str(number) for number in shots])
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(_plain_numbers())
-    return _chart(figure, f"{task}: score by examples in the prompt")
+    axes.yaxis.set_major_formatter(plain_numbers())
+    return chart_of(figure, f"{task}: score by examples in the prompt")
 
 
 def _draw_smoothed(axes: Axes, data: Series, label: str) -> None:
@@ -232,7 +232,8 @@ def _draw_smoothed(axes: Axes, data: Series, label: str) -> None:
     axes.plot(*_thinned(averaged), color=color, linewidth=1.8, label=label)
 
 
-def _figure(x_label: str = "step") -> tuple[Figure, Axes]:
+def figure_of(x_label: str = "step") -> tuple[Figure, Axes]:
+    """An empty figure in the style of the page; ticks are whole numbers."""
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
@@ -249,7 +250,8 @@ def _figure(x_label: str = "step") -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _plain_numbers() -> Formatter:
+def plain_numbers() -> Formatter:
+    """Three significant digits."""
     return FuncFormatter(lambda value, _: f"{value:.3g}")
 
 
@@ -260,7 +262,8 @@ def _thinned(data: Series) -> tuple[Float64[np.ndarray, "kept"], Float64[np.ndar
     return data.steps[kept], data.values[kept]
 
 
-def _chart(figure: Figure, title: str) -> Chart:
+def chart_of(figure: Figure, title: str) -> Chart:
+    """A figure as part of the page."""
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     # Text is kept as text, so glyphs that matplotlib's own font lacks are the browser's matter.

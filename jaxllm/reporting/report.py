@@ -20,6 +20,7 @@ from jaxllm.reporting.goodput import Life, goodput_scalars, lost_steps, read_liv
 from jaxllm.reporting.metrics_file import read_metrics
 from jaxllm.reporting.plots import calibration_charts, task_charts, training_charts
 from jaxllm.reporting.samples import Sample, read_samples
+from jaxllm.reporting.scaling_charts import scaling_charts
 
 HEADLINES = {
     "eval/bits_per_byte": scores.Score("bits per byte", "{:.3f}".format),
@@ -61,9 +62,9 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     """Writes `report.html` into `run_dir`, in one atomic change, and returns its path.
 
     Made from `config.json`, `metrics.jsonl`, `samples.md`, `summary.json`, `classes.json`,
-    `rewards.json` and `goodput.json`, as far as they exist. The page refers to nothing outside
-    itself, and all text from these files is escaped: what a model writes never becomes part of the
-    page's HTML.
+    `rewards.json`, `scaling.json` and `goodput.json`, as far as they exist. The page refers to
+    nothing outside itself, and all text from these files is escaped: what a model writes never
+    becomes part of the page's HTML.
 
     Raises:
         UserError: `run_dir` is no directory, or one of the JSON files cannot be read.
@@ -186,6 +187,7 @@ def _contents(run_dir: Path) -> dict[str, Any]:
     metrics = read_metrics(run_dir / "metrics.jsonl")
     rewards = _read_json(run_dir / "rewards.json")
     charts = [*training_charts(metrics), *task_charts(summary), *calibration_charts(rewards)]
+    charts += scaling_charts(_read_json(run_dir / "scaling.json"))
     classes = _read_json(run_dir / "classes.json")
     tables = [table for table in (class_table(classes), *scores.score_matrices(summary)) if table]
     samples = _samples_by_step(read_samples(run_dir / "samples.md"))

@@ -48,6 +48,7 @@ DATA = "Data"
 ANSWERS = "Responses of the teacher"
 CLEANING = "Cleaning, texts"
 REFERENCES = "References, bits per byte"
+SCALING = "Scaling law, L = E + A/N^α + B/D^β"
 OTHER = "Other scores"
 
 GROUPS: dict[str, dict[str, Score]] = {
@@ -87,6 +88,7 @@ GROUPS: dict[str, dict[str, Score]] = {
     },
     TRAINING: {
         "model/parameters": Score("parameters", quantities.number),
+        "model/embedding_parameters": Score("of embeddings and output", quantities.number),
         "model/trained_parameters": Score("parameters that are trained", quantities.number),
         "model/optimizer_bytes": Score("optimizer's memory", quantities.byte_count),
         "train/steps": Score("steps", quantities.number),
@@ -156,12 +158,92 @@ GROUPS: dict[str, dict[str, Score]] = {
         "data/cleaning/near_duplicates": Score("left out: near-duplicates", quantities.number),
         "data/cleaning/held_out_duplicates": Score("left out: held out too", quantities.number),
     },
+    SCALING: {
+        "scaling/runs": Score("runs that it is fitted to", quantities.number),
+        "scaling/sizes": Score("sizes among them", quantities.number),
+        "scaling/E": Score("E, nats", quantities.number),
+        "scaling/A": Score("A", quantities.number),
+        "scaling/B": Score("B", quantities.number),
+        "scaling/alpha": Score("α", _decimals),
+        "scaling/beta": Score("β", _decimals),
+        "scaling/of_tokens": Score("what repeated tokens count at most, times", quantities.number),
+        "scaling/of_parameters": Score("what excess parameters count, times", quantities.number),
+        "scaling/residual": Score("off by, root mean square", quantities.share),
+    },
 }
 
 TASKS = "evaluate/"
 """The prefix of scores of tasks, `evaluate/TASK/…` and `evaluate/TASK/K_shot/…`."""
 
+_INTERVAL = {
+    "low": Score("from", quantities.number),
+    "high": Score("to", quantities.number),
+}
+
 MATRICES: dict[str, tuple[str, dict[str, Score]]] = {
+    "How sure the constants of the scaling law are": ("scaling/", _INTERVAL),
+    "How the best N and D grow with C: N ∝ C^a, D ∝ C^b": (
+        "scaling/",
+        {
+            "a": Score("a", _decimals),
+            "a_low": Score("from", _decimals),
+            "a_high": Score("to", _decimals),
+            "b": Score("b", _decimals),
+            "b_low": Score("from", _decimals),
+            "b_high": Score("to", _decimals),
+        },
+    ),
+    "The law by the other count of parameters": (
+        "scaling/",
+        {
+            "E": Score("E", quantities.number),
+            "A": Score("A", quantities.number),
+            "B": Score("B", quantities.number),
+            "alpha": Score("α", _decimals),
+            "beta": Score("β", _decimals),
+        },
+    ),
+    "What to spend FLOPs on": (
+        "scaling/budget/",
+        {
+            "parameters": Score("N", quantities.count),
+            "parameters_low": Score("from", quantities.count),
+            "parameters_high": Score("to", quantities.count),
+            "tokens": Score("D", quantities.count),
+            "tokens_per_parameter": Score("D/N", "{:.1f}".format),
+            "loss": Score("loss", _decimals),
+            "loss_low": Score("from", _decimals),
+            "loss_high": Score("to", _decimals),
+            "loss_irreducible": Score("irreducible", _decimals),
+            "loss_model": Score("of the model", _decimals),
+            "loss_data": Score("of the data", _decimals),
+            "doubling_parameters": Score("gained by 2 N", _decimals),
+            "doubling_tokens": Score("by 2 D", _decimals),
+            "doubling_both": Score("by both", _decimals),
+        },
+    ),
+    "Runs that were held out, and what the law says of them": (
+        "scaling/held_out/",
+        {
+            "parameters": Score("N", quantities.count),
+            "tokens": Score("D", quantities.count),
+            "measured": Score("measured", _decimals),
+            "predicted": Score("predicted", _decimals),
+            "predicted_low": Score("from", _decimals),
+            "predicted_high": Score("to", _decimals),
+            "error": Score("error", "{:+.2%}".format),
+        },
+    ),
+    "Scores of tasks as sigmoids of the loss": (
+        "scaling/downstream/",
+        {
+            "floor": Score("floor", _decimals),
+            "ceiling": Score("ceiling", _decimals),
+            "middle": Score("middle, nats", _decimals),
+            "width": Score("width, nats", _decimals),
+            "runs": Score("runs", quantities.number),
+        },
+    ),
     "Ways of classifying the same held-out texts": (
         "classify/",
         {

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
 FLOPS_PER_PARAMETER = 6.0
 """C ≈ 6 N D: two for a multiply-add, and three passes (forward, and backward twice)."""
@@ -84,6 +85,12 @@ class ParametricLaw:
         products = flops / per_parameter
         return Allocation(scale * products**a, products**b / scale)
 
+    def optimum_of_tokens(self, tokens: Values) -> Values:
+        """N of the optimum whose D is `tokens`."""
+        a, b = self.exponents
+        scale = self.optimum(FLOPS_PER_PARAMETER).parameters
+        return scale * (tokens * scale) ** (a / b)
+
 
 @dataclasses.dataclass(frozen=True)
 class RepeatingLaw:
@@ -101,19 +108,34 @@ class RepeatingLaw:
 
     def loss(self, parameters: Values, tokens: Values, unique: Values) -> Values:
         """L of `tokens` read of which `unique` are different."""
+        return self.law.loss(*self.effective(parameters, tokens, unique))
+
+    def effective(self, parameters: Values, tokens: Values, unique: Values) -> Allocation:
+        """The N' and D' that parameters and tokens count."""
         counted = np.minimum(tokens, unique)
         # As many as a budget of the different tokens alone is best spent with.
-        best = self._best_for(counted)
-        return self.law.loss(
+        best = self.law.optimum_of_tokens(counted)
+        return Allocation(
             effective(parameters, best, self.of_parameters),
             effective(tokens, counted, self.of_tokens),
         )
 
-    def _best_for(self, tokens: Values) -> Values:
-        """N of the optimum whose D is `tokens`."""
-        a, b = self.law.exponents
-        scale = self.law.optimum(FLOPS_PER_PARAMETER).parameters
-        return scale * (tokens * scale) ** (a / b)
+    def optimum(self, flops: float, unique: float) -> Allocation:
+        """The N and D of least loss among those of C = 6 N D where only `unique` tokens differ;
+        found by search, as there is no closed form."""
+        free = float(self.law.optimum(flops).parameters)
+
+        def loss(log_parameters: float) -> float:
+            parameters = np.exp(log_parameters)
+            tokens = flops / (FLOPS_PER_PARAMETER * parameters)
+            return float(self.loss(parameters, tokens, min(unique, tokens)))
+
+        around = np.log(free) + np.linspace(-12, 12, 97)
+        best = around[np.argmin([loss(value) for value in around])]
+        step = around[1] - around[0]
+        found = minimize_scalar(loss, bounds=(best - step, best + step), method="bounded")
+        parameters = float(np.exp(found.x))
+        return Allocation(parameters, flops / (FLOPS_PER_PARAMETER * parameters))
 
 
 def effective(total: Values, first: Values, half_life: float) -> Values:

@@ -37,6 +37,7 @@ from jaxllm.models.quantised import held, rounded
 from jaxllm.models.transformer import SHARDING_RULES, init_params, param_shapes
 from jaxllm.objectives.objective import Objective, Params
 from jaxllm.planning.flops import model_training_flops_per_token
+from jaxllm.planning.parameters import embedding_parameters
 from jaxllm.reporting.goodput import Ledger
 from jaxllm.reporting.phases import Phases
 from jaxllm.reporting.report import write_report
@@ -280,8 +281,10 @@ class TrainingRun(Generic[C]):
                 base_params=base_params,
             )
             final = evaluation.final_scores(state, frozen)
+        whole = self.param_shapes(model)
         counted = {
-            "model/parameters": float(trees.size(self.param_shapes(model))),
+            "model/parameters": float(trees.size(whole)),
+            "model/embedding_parameters": float(embedding_parameters(whole)),
             "train/skipped": float(state.skipped),
         }
         return final | measured | counted
