@@ -36,12 +36,12 @@ def test_summary_shows_what_there_is():
             "eval/bits_per_byte": 1.61234,
             "time/total": 216.0,
             "eval/loss": float("nan"),
-            "scaling/alpha": 0.25,
+            "other/alpha": 0.25,
         },
     )
     words = [line.split() for line in text.splitlines()]
     assert ["bits", "per", "byte", "1.6123"] in words
     assert ["loss", "nan"] in words
     assert ["total", "3m36s"] in words
-    assert ["scaling/alpha", "0.25"] in words
+    assert ["other/alpha", "0.25"] in words
     assert "gzip" not in text and "Data" not in text
