@@ -7,10 +7,9 @@
     python -m jaxllm.main --config=configs/scaling.py:sweep --workdir=runs/sweep
 
 The first reads a table with columns for N, D (or C) and loss, the second runs of `pretrain`; both
-take half a minute. The third trains the runs itself: of models of 60 thousand to 5 million
-parameters with budgets of 1e12 to 2e13 FLOPs on `builtin:pydocs`, an hour and a half on 2 CPU
-cores, two runs at a time; what is done is not done again, and what was cut off goes on
-(docs/scaling.md).
+take half a minute. The third trains the runs itself: models of 57 thousand to 5 million parameters,
+with budgets of 1e12 to 1.2e13 FLOPs, on at most 4 epochs of `builtin:pydocs`, two at a time; what
+is done is not done again, and what was cut off goes on (docs/scaling.md).
 """
 
 from ml_collections import ConfigDict
@@ -32,8 +31,8 @@ def get_config(preset: str = "") -> ConfigDict:
 
 def sweep(config: ConfigDict) -> None:
     """Small runs on the documentation of Python, the largest held out and predicted."""
-    config.sweep.sizes = "1x32,2x48,2x64,3x96,4x128,5x192,6x256"
-    config.sweep.budgets = "1e12,2.5e12,7e12,2e13"
+    config.sweep.sizes = "2x32,2x48,3x64,3x80,4x96,5x128,6x192,6x256"
+    config.sweep.budgets = "1e12,2e12,5e12,1.2e13"
     config.sweep.at_once = 2
     config.scaling.held_out = 1
     runs = config.pretrain
