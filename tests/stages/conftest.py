@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import pytest
 
+from jaxllm import trees
+from jaxllm.checkpoints.load import load_model
 from jaxllm.main import STAGES, main
+from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
 SETTINGS = {
     "tokenizer.vocab_size": 300,
@@ -183,3 +187,39 @@ def curve():
         return {line["step"]: line[name] for line in logged if name in line}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def make_teacher(arguments, compiled, tmp_path_factory):
+    """Trains a model to tell what follows what, of some layers; its run, which is only read."""
+
+    def make(layers: int) -> Path:
+        workdir = tmp_path_factory.mktemp("teacher") / "run"
+        fields = {"steps": 60, "optimizer.learning_rate": 2e-2, "eval.every": 60}
+        assert main(arguments("pretrain", workdir, fields | {"model.layers": layers})) == 0
+        return workdir
+
+    return make
+
+
+@pytest.fixture
+def distil(command, teacher):
+    """Distils the model of the run that a module's fixture `teacher` gives."""
+
+    def run(workdir: Path, **fields: Any) -> Result:
+        return command("distill", workdir, **{"teacher__init": teacher, **fields})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def params_of():
+    """The parameters of a run's model, as NumPy arrays by path."""
+
+    def load(run: Path) -> dict[str, np.ndarray]:
+        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+        with jax.set_mesh(mesh):
+            params = load_model(run, mesh).params
+        return {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(params)}
+
+    return load

@@ -3,17 +3,12 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
-from jaxllm import trees
-from jaxllm.checkpoints.load import load_model
 from jaxllm.inference import stored_teacher
 from jaxllm.inference.stored_teacher import StoredTeacher
-from jaxllm.main import main
 from jaxllm.rollouts.imitation import PartlyWritten
-from jaxllm.sharding.mesh import MeshConfig, make_mesh
 
 SLOW = pytest.mark.slow
 
@@ -24,33 +19,12 @@ def conversations(json_lines):
 
 
 @pytest.fixture(scope="module")
-def teacher(arguments, compiled, tmp_path_factory):
-    """A run whose model has learnt what follows what; tests only read it."""
-    workdir = tmp_path_factory.mktemp("teacher") / "run"
-    fields = {"steps": 60, "optimizer.learning_rate": 2e-2, "eval.every": 60}
-    assert main(arguments("pretrain", workdir, fields)) == 0
-    return workdir
-
-
-@pytest.fixture
-def distil(command, teacher):
-    """Distils its model."""
-
-    def run(workdir, **fields):
-        return command("distill", workdir, **{"teacher__init": teacher, **fields})
-
-    return run
+def teacher(make_teacher):
+    return make_teacher(layers=1)
 
 
 def summary(run):
     return json.loads((run / "summary.json").read_text())
-
-
-def params_of(run):
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        params = load_model(run, mesh).params
-    return {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(params)}
 
 
 def kept_of(run, step):
@@ -62,7 +36,9 @@ def kept_of(run, step):
     }
 
 
-def test_a_student_comes_nearer_to_its_teacher(distil, command, teacher, curve, tmp_path):
+def test_a_student_comes_nearer_to_its_teacher(
+    distil, command, teacher, curve, tmp_path, params_of
+):
     run = tmp_path / "run"
     result = distil(run, steps=48)
     assert result.code == 0, result.err
@@ -93,7 +69,9 @@ def test_a_student_that_is_its_teacher_stays_so(distil, teacher, tmp_path):
     assert logged["train/loss"] == pytest.approx(logged["train/teacher_loss"], rel=1e-5)
 
 
-def test_of_hard_labels_alone_it_is_pretraining(distil, command, teacher, curve, tmp_path):
+def test_of_hard_labels_alone_it_is_pretraining(
+    distil, command, teacher, curve, tmp_path, params_of
+):
     fields = {"init": teacher, "model__width": 16, "steps": 4}
     assert distil(tmp_path / "one", distill__alpha=1.0, **fields).code == 0
     same = {**fields, "optimizer__learning_rate": 1e-2}
@@ -114,7 +92,7 @@ def test_of_hard_labels_alone_it_is_pretraining(distil, command, teacher, curve,
         ),
     ],
 )
-def test_a_resumed_run_is_the_uninterrupted_one(fields, distil, curve, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(fields, distil, curve, tmp_path, params_of):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert distil(whole, optimizer__schedule="constant", **fields).code == 0
     assert distil(halves, optimizer__schedule="constant", steps=5, **fields).code == 0
@@ -319,7 +297,7 @@ def test_a_student_learns_on_what_it_writes(share, distil, teacher, curve, tmp_p
     )
 
 
-def test_a_run_on_its_own_texts_is_resumed(distil, curve, tmp_path):
+def test_a_run_on_its_own_texts_is_resumed(distil, curve, tmp_path, params_of):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     fields = {"distill__on_policy_fraction": 0.5, "optimizer__schedule": "constant", **ON_POLICY}
     assert distil(whole, steps=6, **fields).code == 0

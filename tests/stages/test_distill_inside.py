@@ -4,44 +4,13 @@ that the student begins with."""
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
-from jaxllm import trees
-from jaxllm.checkpoints.load import load_model
-from jaxllm.main import main
-from jaxllm.sharding.mesh import MeshConfig, make_mesh
-
 
 @pytest.fixture(scope="module")
-def teacher(arguments, compiled, tmp_path_factory):
-    """A run whose model has learnt what follows what; tests only read it."""
-    workdir = tmp_path_factory.mktemp("teacher") / "run"
-    fields = {"steps": 60, "optimizer.learning_rate": 2e-2, "eval.every": 60, "model.layers": 3}
-    assert main(arguments("pretrain", workdir, fields)) == 0
-    return workdir
-
-
-@pytest.fixture
-def distil(command, teacher):
-    """Distils its model."""
-
-    def run(workdir, **fields):
-        return command("distill", workdir, **{"teacher__init": teacher, **fields})
-
-    return run
-
-
-@pytest.fixture
-def params_of():
-    def load(run):
-        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        with jax.set_mesh(mesh):
-            params = load_model(run, mesh).params
-        return {path: np.asarray(leaf) for path, leaf in trees.leaves_with_paths(params)}
-
-    return load
+def teacher(make_teacher):
+    return make_teacher(layers=3)
 
 
 MATCHED = {"distill__hidden_coef": 1.0, "distill__attention_coef": 1.0}
