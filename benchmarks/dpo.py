@@ -10,15 +10,12 @@ in every step; `jaxllm` has its log-probabilities from before, which is what the
 told otherwise. At the end each process tells the most memory it has held.
 """
 
-import argparse
-import resource
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 
 import numpy as np
-from in_turn import Step, measure, work
+from in_turn import Step, compare
 from llama import VOCAB, jaxllm_training, transformers_llama, tunix_llama
 
 PAIRS, LENGTH, PROMPT = 16, 256, 64
@@ -196,31 +193,5 @@ STEPS: dict[str, Callable[[], Step]] = {
 }
 
 
-def main() -> None:
-    """Prints medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--only", default=",".join(STEPS))
-    parser.add_argument("--worker", choices=STEPS)
-    options = parser.parse_args()
-    if options.worker:
-        work(STEPS[options.worker]())
-        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-        print(f"{options.worker} held {held:,.0f} MB at the most", file=sys.stderr)
-        return
-
-    from jaxllm.reporting.tables import print_table
-
-    names = options.only.split(",")
-    seconds = measure(__file__, names, options.turns)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    rows = [
-        (name, f"{median:.2f}", f"{min(seconds[name]):.2f}", f"{median / medians[names[0]]:.2f}")
-        for name, median in medians.items()
-    ]
-    title = f"A step of {PAIRS} pairs of 2 x {LENGTH} tokens, {2 * options.turns} of each"
-    print_table(("", "median s", "fastest s", f"times {names[0]}"), rows, title)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    compare(__doc__.splitlines()[0], __file__, STEPS, f"{PAIRS} pairs of 2 x {LENGTH} tokens")

@@ -1,8 +1,11 @@
 """Competitors in processes of their own that work in turn, so that what else the machine does hits
 all alike."""
 
+import argparse
 import json
 import os
+import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -46,6 +49,50 @@ def measure(
         process.stdin.close()
         process.wait()
     return seconds
+
+
+def compare(
+    description: str, script: str, steps: Mapping[str, Callable[[], Step]], what: str
+) -> None:
+    """The command of a script whose competitors make one step each: measures those that are asked
+    for in turn and prints medians and ratios, or is one of them.
+
+    Args:
+        description: of the script.
+        script: its path.
+        steps: what makes the step of each.
+        what: a step of what.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--only", default=",".join(steps))
+    parser.add_argument("--worker", choices=steps)
+    options = parser.parse_args()
+    if options.worker:
+        work(steps[options.worker]())
+        print(f"{options.worker} {held()}", file=sys.stderr)
+        return
+    seconds = measure(script, options.only.split(","), options.turns)
+    print_medians(seconds, f"A step of {what}, {2 * options.turns} of each")
+
+
+def print_medians(seconds: Mapping[str, Sequence[float]], title: str) -> None:
+    """Prints median and fastest of each, and how many times the first one's median it is."""
+    from jaxllm.reporting.tables import print_table
+
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    first = next(iter(medians))
+    rows = [
+        (name, f"{median:.2f}", f"{min(seconds[name]):.2f}", f"{median / medians[first]:.2f}")
+        for name, median in medians.items()
+    ]
+    print_table(("", "median s", "fastest s", f"times {first}"), rows, title)
+
+
+def held() -> str:
+    """How much memory this process has held."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return f"held {most:,.0f} MB at the most"
 
 
 def _start(script: str, name: str, environment: Mapping[str, str]) -> subprocess.Popen:

@@ -25,13 +25,11 @@ log-probabilities of reference and policy, values, advantages.
 import argparse
 import dataclasses
 import functools
-import resource
-import statistics
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from in_turn import Step, measure, work
+from in_turn import Step, held, measure, print_medians, work
 from llama import jaxllm_training
 from rollout_peers import (
     transformers_generation,
@@ -239,22 +237,14 @@ def main() -> None:
         task, name = options.worker.split(":")
         laps = Laps()
         work(STEPS[task][name](laps))
-        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-        print(f"{name}: {laps}; it held {held:,.0f} MB at the most", file=sys.stderr)
+        print(f"{name}: {laps}; it {held()}", file=sys.stderr)
         return
-
-    from jaxllm.reporting.tables import print_table
 
     names = options.only.split(",") if options.only else list(STEPS[options.task])
     measured = measure(__file__, [f"{options.task}:{name}" for name in names], options.turns)
     seconds = dict(zip(names, measured.values(), strict=True))
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    rows = [
-        (name, f"{median:.2f}", f"{min(seconds[name]):.2f}", f"{median / medians[names[0]]:.2f}")
-        for name, median in medians.items()
-    ]
     title = f"{options.task}: {ROWS} x {NEW} new tokens, {2 * options.turns} iterations of each"
-    print_table(("", "median s", "fastest s", f"times {names[0]}"), rows, title)
+    print_medians(seconds, title)
 
 
 if __name__ == "__main__":
