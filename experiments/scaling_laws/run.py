@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,7 +22,6 @@ from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.reporting import quantities
 
 ROOT = Path(__file__).parents[2]
-FLOPS_PER_PARAMETER = 6
 
 
 def main() -> int:
@@ -96,16 +94,14 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(16, 3.8), layout="constrained")
     profiles, curves, sizes, against = figure.subplots(1, 4)
     for number, profile in enumerate(found["profiles"]):
-        parabola, color = profile["parabola"], f"C{number}"
         label = f"{profile['flops']:.2g} FLOPs"
-        profiles.plot(profile["parameters"], profile["losses"], "o", color=color, label=label)
-        fine = np.geomspace(min(profile["parameters"]), max(profile["parameters"]), 60)
-        fitted = parabola["least"] + parabola["curvature"] * np.log(fine / parabola["best"]) ** 2
-        profiles.plot(fine, fitted, color=color, linewidth=1)
+        profiles.plot(
+            profile["parameters"], profile["losses"], "o", color=f"C{number}", label=label
+        )
+        profiles.plot(*profile["fitted"], color=f"C{number}", linewidth=1)
     _label(profiles, "IsoFLOP profiles: loss by parameters", "parameters")
     for curve in found["curves"]:
-        flops = FLOPS_PER_PARAMETER * curve["parameters"] * np.asarray(curve["tokens"])
-        curves.plot(flops, curve["losses"], color="C0", alpha=0.4, linewidth=0.8)
+        curves.plot(curve["flops"], curve["losses"], color="C0", alpha=0.4, linewidth=0.8)
     ends = [curve["losses"][-1] for curve in found["curves"]]
     curves.set_ylim(min(ends) - 0.1, max(ends) + 1)
     _label(curves, "training curves: loss by FLOPs", "FLOPs")

@@ -36,8 +36,9 @@ def choices(
     """The likeliest of the options is the choice; the first of several.
 
     `acc` compares log-likelihoods, and `acc_norm` those divided by the UTF-8 bytes of the
-    continuation (without the white space before it), since long ones are never likely. `chance`
-    is what guessing gives.
+    continuation (without the white space before it), since long ones are never likely.
+    `gold_probability` is that of the right option among them, by the same log-likelihoods: it rises
+    long before the choice is right. `chance` is what guessing gives.
     """
     texts = [
         (prompt + context, continuation)
@@ -55,6 +56,7 @@ def choices(
         scores = {
             "acc": float(chosen == item.gold),
             "acc_norm": float(per_byte.index(max(per_byte)) == item.gold),
+            "gold_probability": _softmax(totals)[item.gold],
             "chance": 1 / len(item.options),
         }
         details = {
@@ -65,6 +67,12 @@ def choices(
         }
         outcomes.append(Outcome(scores, details, max(option.left_out for option in scored)))
     return outcomes
+
+
+def _softmax(logits: Sequence[float]) -> list[float]:
+    most = max(logits)
+    powers = [math.exp(logit - most) for logit in logits]
+    return [power / sum(powers) for power in powers]
 
 
 def continuations(

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -40,14 +39,12 @@ def _profiles(profiles: Sequence[Mapping[str, Any]], count: str) -> Chart | None
     figure, axes = _logarithmic(_sizes(count))
     for place, profile in enumerate(profiles, start=1):
         strength = 0.25 + 0.75 * place / len(profiles)
-        sizes, parabola = np.asarray(profile["parameters"]), profile["parabola"]
         label = f"{profile['flops']:.2g} FLOPs"
-        axes.plot(sizes, profile["losses"], "o", color=_ONE, alpha=strength, ms=4, label=label)
-        fine = np.geomspace(sizes.min(), sizes.max(), 60)
-        losses = parabola["least"] + parabola["curvature"] * np.log(fine / parabola["best"]) ** 2
-        axes.plot(fine, losses, color=_ONE, alpha=strength, linewidth=1.2)
-        if profile["has_minimum"]:
-            axes.plot(parabola["best"], parabola["least"], "D", color=_TWO, ms=5)
+        sizes, losses = profile["parameters"], profile["losses"]
+        axes.plot(sizes, losses, "o", color=_ONE, alpha=strength, ms=4, label=label)
+        axes.plot(*profile["fitted"], color=_ONE, alpha=strength, linewidth=1.2)
+        if profile["minimum"]:
+            axes.plot(*profile["minimum"], "D", color=_TWO, ms=5)
     _legend(axes)
     return chart_of(figure, f"IsoFLOP profiles: {_LOSS}, by parameters")
 
@@ -62,8 +59,7 @@ def _envelope(
     sizes = sorted({curve["parameters"] for curve in curves})
     for curve in curves:
         strength = 0.2 + 0.7 * (sizes.index(curve["parameters"]) + 1) / len(sizes)
-        flops = 6 * curve["parameters"] * np.asarray(curve["tokens"])
-        axes.plot(flops, curve["losses"], color=_ONE, alpha=strength, linewidth=1)
+        axes.plot(curve["flops"], curve["losses"], color=_ONE, alpha=strength, linewidth=1)
     if points:
         axes.plot(points["flops"], points["losses"], "D", color=_TWO, ms=5, label="overtaken")
         _legend(axes)
@@ -112,10 +108,7 @@ def _predicted(runs: Mapping[str, Mapping[str, Sequence[float]]]) -> Chart | Non
 def _by_loss(name: str, score: Mapping[str, Any]) -> Chart:
     figure, axes = figure_of(_LOSS)
     axes.plot(score["losses"], score["scores"], "o", color=_ONE, ms=4.5)
-    law = score["law"]
-    fine = np.linspace(min(score["losses"]), max(score["losses"]), 80)
-    part = 0.5 * (1 + np.tanh((law["middle"] - fine) / (2 * law["width"])))
-    axes.plot(fine, law["floor"] + (law["ceiling"] - law["floor"]) * part, color=_TWO, lw=1.4)
+    axes.plot(*score["fitted"], color=_TWO, linewidth=1.4)
     axes.xaxis.set_major_formatter(plain_numbers())
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.yaxis.set_major_formatter(plain_numbers())

@@ -241,7 +241,6 @@ MATRICES: dict[str, tuple[str, dict[str, Score]]] = {
             "ceiling": Score("ceiling", _decimals),
             "middle": Score("middle, nats", _decimals),
             "width": Score("width, nats", _decimals),
-            "runs": Score("runs", quantities.number),
         },
     ),
     "Ways of classifying the same held-out texts": (
@@ -267,6 +266,7 @@ MATRICES: dict[str, tuple[str, dict[str, Score]]] = {
             "chance": Score("chance", _decimals),
             "majority": Score("majority", _decimals),
             "acc_norm": Score("acc_norm", _decimals, "acc_norm_stderr"),
+            "gold_probability": Score("p(right)", _decimals, "gold_probability_stderr"),
             "perplexity": Score("perplexity", quantities.number, "perplexity_stderr"),
             "loose": Score("loose", _decimals, "loose_stderr"),
             "rules": Score("rules kept", _decimals, "rules_stderr"),

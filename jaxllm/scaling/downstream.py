@@ -52,7 +52,7 @@ def fit_sigmoid(
             f"{len(np.unique(losses))}: give more runs that have the score."
         )
     low, high = float(scores.min()), float(scores.max())
-    beyond = 0.5 * max(high - low, 1e-6)
+    beyond = 0.5 * max(high - low, 1e-6 * max(1.0, abs(high)))
     bounds = (
         [low - beyond, low, losses.min() - spread, 0.02 * spread],
         [high, high + beyond, losses.max() + spread, 4 * spread],
@@ -69,6 +69,5 @@ def fit_sigmoid(
     found = [
         least_squares(apart, np.clip(start, *bounds), bounds=bounds, x_scale="jac")
         for start in starts
-        if all(a < b for a, b in zip(*bounds, strict=True))
     ]
     return SigmoidLaw(*map(float, min(found, key=lambda result: result.cost).x))

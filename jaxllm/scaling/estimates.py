@@ -1,7 +1,6 @@
 """What measured runs tell: laws by each approach, how sure they are, and what they predict."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from jaxllm.scaling.frontiers import (
 )
 from jaxllm.scaling.laws import Allocation, LossParts, ParametricLaw, RepeatingLaw
 from jaxllm.scaling.measured import MeasuredRun, as_curves, as_runs
-from jaxllm.scaling.parametric import fit_parametric, fit_repeating
+from jaxllm.scaling.parametric import NEVER_LESS, fit_parametric, fit_repeating
 from jaxllm.scaling.runs import Runs, resampled, resampled_curves
 from jaxllm.scaling.uncertainty import Interval, bootstrap, interval
 
@@ -86,11 +85,6 @@ def _sampled(
     return Estimate(found, samples, sure.level)
 
 
-def exponents(law: Law) -> tuple[float, float]:
-    """a and b of N ∝ C^a and D ∝ C^b."""
-    return law.law.exponents if isinstance(law, RepeatingLaw) else law.exponents
-
-
 def optimum(law: Law, flops: float, unique: float) -> Allocation:
     """The best N and D of a budget.
 
@@ -99,23 +93,20 @@ def optimum(law: Law, flops: float, unique: float) -> Allocation:
         flops: C.
         unique: how many different tokens there are; ∞: enough. Only a `RepeatingLaw` heeds it.
     """
+    return law.optimum(flops, unique) if isinstance(law, RepeatingLaw) else law.optimum(flops)
+
+
+def parts(law: Law, at: Allocation, unique: float) -> LossParts:
+    """What a loss is made of, by a law of the loss."""
+    assert not isinstance(law, Frontier)
     if isinstance(law, RepeatingLaw):
-        return law.optimum(flops, unique)
-    return law.optimum(flops)
+        return law.parts(at.parameters, at.tokens, np.minimum(unique, at.tokens))
+    return law.parts(at.parameters, at.tokens)
 
 
 def loss(law: Law, at: Allocation, unique: float) -> float:
     """What N parameters come to with D tokens, by a law of the loss."""
     return float(sum(parts(law, at, unique)))
-
-
-def parts(law: Law, at: Allocation, unique: float) -> LossParts:
-    """What that loss is made of."""
-    assert not isinstance(law, Frontier)
-    if isinstance(law, RepeatingLaw):
-        at = law.effective(at.parameters, at.tokens, np.minimum(unique, at.tokens))
-        law = law.law
-    return law.parts(at.parameters, at.tokens)
 
 
 # -- As scores
@@ -128,13 +119,16 @@ def law_scores(
     for approach, estimated in found.items():
         for place, name in enumerate("ab"):
             yield from _with_interval(
-                f"{prefix}{approach}/{name}", estimated, lambda law, at=place: exponents(law)[at]
+                f"{prefix}{approach}/{name}", estimated, lambda law, at=place: law.exponents[at]
             )
         if isinstance(estimated.law, Frontier):
             continue
         for name in constants(estimated.law):
             yield from _with_interval(
-                f"{prefix}{name}", estimated, lambda law, at=name: constants(law)[at], "/"
+                f"{prefix}{name}",
+                estimated,
+                lambda law, at=name: constants(law).get(at, NEVER_LESS),
+                "/",
             )
 
 
@@ -150,7 +144,9 @@ def _with_interval(
 def constants(law: Law) -> dict[str, float]:
     """Of the parametric law, and of a repeating one those of repeating."""
     if isinstance(law, RepeatingLaw):
-        beside = {"of_tokens": law.of_tokens, "of_parameters": law.of_parameters}
+        beside = {"of_tokens": law.of_tokens}
+        if law.of_parameters < NEVER_LESS:
+            beside["of_parameters"] = law.of_parameters
         return constants(law.law) | beside
     return {name: getattr(law, name) for name in CONSTANTS}
 
@@ -161,7 +157,7 @@ def budget_scores(
     """What each approach would spend a budget on, what comes of that, and what doubling N, D or
     both would take off the loss."""
     for approach, estimated in found.items():
-        prefix = f"scaling/budget/{budget:.4g} {approach}/"
+        prefix = f"scaling/budget/{budget:g} {approach}/"
         best = optimum(estimated.law, budget, unique)
         yield from _with_interval(
             f"{prefix}parameters",
@@ -188,7 +184,7 @@ def held_out_scores(
 ) -> Iterator[tuple[str, float]]:
     """What the law of other runs says of these, beside what they came to."""
     for run in held_out:
-        prefix = f"scaling/held_out/{Path(run.name).name}/"
+        prefix = f"scaling/held_out/{run.name}/"
         size = run.counted(count)
         at = Allocation(size, run.tokens)
         yield f"{prefix}parameters", size

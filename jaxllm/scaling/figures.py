@@ -1,12 +1,15 @@
 """What charts of laws are made of, as plain numbers: `scaling.json` of a run of the stage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
+from jaxllm.scaling.downstream import SigmoidLaw
 from jaxllm.scaling.estimates import Estimate, Law, optimum, predictions
 from jaxllm.scaling.frontiers import Frontier, profiles
+from jaxllm.scaling.laws import FLOPS_PER_PARAMETER
 from jaxllm.scaling.measured import MeasuredRun, as_curves, as_runs
 from jaxllm.scaling.runs import Runs
 
@@ -37,7 +40,7 @@ def figures(
         "curves": [
             {
                 "parameters": curve.parameters,
-                "tokens": curve.tokens.tolist(),
+                "flops": (FLOPS_PER_PARAMETER * curve.parameters * curve.tokens).tolist(),
                 "losses": curve.losses.tolist(),
             }
             for curve in as_curves(fitted, count)
@@ -47,8 +50,8 @@ def figures(
                 "flops": each.flops,
                 "parameters": each.runs.parameters.tolist(),
                 "losses": each.runs.losses.tolist(),
-                "parabola": each.parabola._asdict(),
-                "has_minimum": each.has_minimum,
+                "fitted": _line(each.parabola.loss, each.runs.parameters, np.geomspace),
+                "minimum": [each.parabola.best, each.parabola.least] if each.has_minimum else [],
             }
             for each in profiles(runs)
         ],
@@ -74,6 +77,26 @@ def figures(
         if held_out:
             drawn["predicted"]["held out"] = _against(as_runs(held_out, count), law)
     return drawn
+
+
+def score_figures(
+    runs: Runs, scores: Float64[np.ndarray, " runs"], law: SigmoidLaw
+) -> dict[str, Any]:
+    """A score of runs by loss and by FLOPs, and the sigmoid through it."""
+    return {
+        "losses": runs.losses.tolist(),
+        "flops": runs.flops.tolist(),
+        "scores": scores.tolist(),
+        "fitted": _line(law.score, runs.losses, np.linspace),
+    }
+
+
+def _line(
+    function: Callable[[np.ndarray], Any], ends: np.ndarray, spaced: Callable[..., np.ndarray]
+) -> list[list[float]]:
+    """Points of a curve: where, and its values."""
+    places = spaced(ends.min(), ends.max(), _POINTS)
+    return [places.tolist(), np.asarray(function(places)).tolist()]
 
 
 def _against(runs: Runs, law: Law) -> dict[str, list[float]]:

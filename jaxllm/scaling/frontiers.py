@@ -88,7 +88,6 @@ def envelope(curves: Sequence[Curve]) -> Frontier:
         min(each.begin for each in smooth), max(each.end for each in smooth), _STEPS
     )
     losses = np.stack([each.losses(budgets) for each in smooth])
-    known = np.isfinite(losses).any(0)
     least = np.argmin(np.where(np.isnan(losses), np.inf, losses), axis=0)
     found = []
     for at in np.flatnonzero(least[1:] != least[:-1]):
@@ -96,7 +95,7 @@ def envelope(curves: Sequence[Curve]) -> Frontier:
         apart = losses[pair[1], [at, at + 1]] - losses[pair[0], [at, at + 1]]
         larger = smooth[pair[1]].parameters > smooth[pair[0]].parameters
         # Where a curve begins or ends, another is the least without a crossing.
-        if known[at] and larger and np.isfinite(apart).all():
+        if larger and np.isfinite(apart).all():
             part = apart[0] / (apart[0] - apart[1])
             budget = budgets[at] + part * (budgets[at + 1] - budgets[at])
             size = np.sqrt(smooth[pair[0]].parameters * smooth[pair[1]].parameters)
@@ -173,15 +172,19 @@ def parabola_through(
     return Parabola(best, float(least + slope * middle / 2), float(curvature))
 
 
+def by_budget(flops: Float64[np.ndarray, " runs"]) -> list[list[int]]:
+    """The runs of each budget, from the smallest on: each of about as many FLOPs as the first."""
+    groups: list[list[int]] = []
+    for index in np.argsort(flops, kind="stable").tolist():
+        if not groups or flops[index] > (1 + SAME_BUDGET) * flops[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
 def profiles(runs: Runs) -> list[Profile]:
     """The runs by budget, from the smallest on, those of fewer than three sizes left out."""
-    order = np.argsort(runs.flops)
-    groups: list[list[int]] = []
-    for index in order:
-        begins = not groups or runs.flops[index] > (1 + SAME_BUDGET) * runs.flops[groups[-1][0]]
-        groups.append([]) if begins else None
-        groups[-1].append(int(index))
-    of_budget = [runs.chosen(np.asarray(group)) for group in groups]
+    of_budget = [runs.chosen(np.asarray(group)) for group in by_budget(runs.flops)]
     return [
         Profile(
             float(np.exp(np.log(each.flops).mean())),
@@ -215,18 +218,27 @@ def through_minima(found: Sequence[Profile]) -> Frontier:
 
 
 def resampled_profiles(found: Sequence[Profile], rng: np.random.Generator) -> list[Profile]:
-    """The same sizes, with losses as their parabola has it and residuals drawn with replacement,
-    larger by √(n/(n-3)) for the three numbers that the parabola took from them.
+    """The same sizes, with losses as their parabola has it and residuals drawn with replacement
+    from those of all budgets, larger by √(n/(n-3p)) for the three numbers that each of p parabolas
+    took from n runs.
 
-    Runs drawn themselves would leave too few sizes for a parabola.
+    Runs drawn themselves would leave too few sizes for a parabola, and of a few sizes alone
+    residuals are too few.
     """
+    fitted = [np.asarray(each.parabola.loss(each.runs.parameters)) for each in found]
+    residuals = np.concatenate(
+        [each.runs.losses - losses for each, losses in zip(found, fitted, strict=True)]
+    )
+    left = len(residuals) - 3 * len(found)
+    if left < 1:
+        raise UserError(
+            "approach 2 cannot tell how sure it is, as a parabola goes through three sizes "
+            "exactly: give a budget more sizes."
+        )
+    scale = np.sqrt(len(residuals) / left)
     drawn = []
-    for flops, runs, parabola in found:
-        fitted = parabola.loss(runs.parameters)
-        count = len(runs.losses)
-        scale = np.sqrt(count / max(count - 3, 1))
-        residuals = scale * rng.choice(runs.losses - fitted, count)
-        losses = fitted + residuals
-        again = runs._replace(losses=losses)
-        drawn.append(Profile(flops, again, parabola_through(runs.parameters, losses)))
+    for (flops, runs, _), losses in zip(found, fitted, strict=True):
+        again = losses + scale * rng.choice(residuals, len(losses))
+        parabola = parabola_through(runs.parameters, again)
+        drawn.append(Profile(flops, runs._replace(losses=again), parabola))
     return drawn

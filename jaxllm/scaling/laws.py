@@ -19,6 +19,8 @@ PETAFLOP_DAY = 1e15 * 24 * 3600
 
 Values = float | np.ndarray
 
+_MOST = 300.0  # of a logarithm whose exponential is multiplied with others
+
 
 class LossParts(NamedTuple):
     """What a loss is made of, in nats a token."""
@@ -71,25 +73,31 @@ class ParametricLaw:
         """a and b of N_opt ∝ C^a and D_opt ∝ C^b."""
         return self.beta / (self.alpha + self.beta), self.alpha / (self.alpha + self.beta)
 
-    def optimum(self, flops: Values, per_parameter: float = FLOPS_PER_PARAMETER) -> Allocation:
+    def optimum(self, flops: Values) -> Allocation:
         """The N and D of least loss among those of C = 6 N D (equation 4 there).
 
-        N = G (C/6)^a and D = (C/6)^b / G, with G = (α A / (β B))^(1/(α+β)).
+        N = G (C/6)^a and D = (C/6)^b / G, with G = (α A / (β B))^(1/(α+β)); as logarithms, as a law
+        of runs that tell little may have any G.
 
         Args:
             flops: C.
-            per_parameter: FLOPs of a parameter and token.
         """
         a, b = self.exponents
-        scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        products = flops / per_parameter
-        return Allocation(scale * products**a, products**b / scale)
+        products = np.log(flops / FLOPS_PER_PARAMETER)
+        return Allocation(
+            np.exp(self._log_scale + a * products), np.exp(b * products - self._log_scale)
+        )
+
+    @property
+    def _log_scale(self) -> float:
+        """log G."""
+        log_ratio = np.log(self.alpha * self.A) - np.log(self.beta * self.B)
+        return float(np.clip(log_ratio / (self.alpha + self.beta), -_MOST, _MOST))
 
     def optimum_of_tokens(self, tokens: Values) -> Values:
         """N of the optimum whose D is `tokens`."""
         a, b = self.exponents
-        scale = self.optimum(FLOPS_PER_PARAMETER).parameters
-        return scale * (tokens * scale) ** (a / b)
+        return np.exp(self._log_scale + (np.log(tokens) + self._log_scale) * (a / b))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +116,16 @@ class RepeatingLaw:
 
     def loss(self, parameters: Values, tokens: Values, unique: Values) -> Values:
         """L of `tokens` read of which `unique` are different."""
-        return self.law.loss(*self.effective(parameters, tokens, unique))
+        return sum(self.parts(parameters, tokens, unique))
+
+    def parts(self, parameters: Values, tokens: Values, unique: Values) -> LossParts:
+        """The three terms."""
+        return self.law.parts(*self.effective(parameters, tokens, unique))
+
+    @property
+    def exponents(self) -> tuple[float, float]:
+        """a and b of N_opt ∝ C^a and D_opt ∝ C^b where no token is read twice."""
+        return self.law.exponents
 
     def effective(self, parameters: Values, tokens: Values, unique: Values) -> Allocation:
         """The N' and D' that parameters and tokens count."""
@@ -181,11 +198,11 @@ class KaplanLaw:
         of_model = (ours.scale / parameters) ** (ours.exponent / theirs.exponent)
         return (of_model + theirs.scale / tokens) ** theirs.exponent
 
-    def optimum(self, flops: Values, per_parameter: float = FLOPS_PER_PARAMETER) -> Allocation:
+    def optimum(self, flops: Values) -> Allocation:
         """N by the fitted power law, and the D that remains of C = 6 N D."""
         scale, exponent = self.best_parameters
         parameters = scale * flops**exponent
-        return Allocation(parameters, flops / (per_parameter * parameters))
+        return Allocation(parameters, flops / (FLOPS_PER_PARAMETER * parameters))
 
 
 PARAMETRIC: Mapping[str, ParametricLaw] = {

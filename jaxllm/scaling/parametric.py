@@ -20,12 +20,16 @@ LEAST_RUNS = 6
 """The law has five constants."""
 LEAST_SIZES = 3
 """Of N and of D: through two goes every power law with a constant."""
+MOST_TOGETHER = 0.995
+"""Correlation of log N and log D, beyond which what each does cannot be told apart."""
 NEVER_LESS = 1e9
 """`RepeatingLaw.of_parameters` where no run has more parameters than its text is best read by, so
 that what more of them count is not known."""
-_STARTS = 24
+_STARTS = 12
 # A loss that rises with N or D is none; of exponents beyond, runs see a constant alone.
-_BOUNDS = [(None, None)] * 3 + [(1e-3, 5.0)] * 2
+_LEAST_SLOPE = 1e-4
+_COUNTS = (-5.0, float(np.log(NEVER_LESS)))
+_BOUNDS: list[tuple[float | None, float | None]] = [(None, None)] * 3 + [(1e-3, 5.0)] * 2
 ONCE = 1.01
 """Tokens for each different one, up to which a run counts as having read its text once."""
 
@@ -42,7 +46,8 @@ def fit_parametric(runs: Runs, start: ParametricLaw | None = None) -> Parametric
         start: the one start to search from, as in a bootstrap; None: the grid.
 
     Raises:
-        UserError: too few runs, sizes or numbers of tokens.
+        UserError: too few runs, sizes or numbers of tokens; N and D go together; or losses do not
+            fall with both.
     """
     if start is None:
         _check_enough(runs)
@@ -63,11 +68,14 @@ def fit_parametric(runs: Runs, start: ParametricLaw | None = None) -> Parametric
             jac=True,
             method="L-BFGS-B",
             bounds=_BOUNDS,
-            options={"maxiter": 2000, "maxfun": 4000, "ftol": 1e-13, "gtol": 1e-9},
+            options={"maxiter": 1000, "maxfun": 1500, "ftol": 1e-13, "gtol": 1e-9},
         )
         for theta in starts
     ]
-    return _unsearched(min(found, key=lambda result: result.fun).x, centres)
+    best = min(found, key=lambda result: result.fun).x
+    if start is None:
+        _check_falls(best)
+    return _unsearched(best, centres)
 
 
 def _huber_loss(
@@ -138,6 +146,36 @@ def _check_enough(runs: Runs) -> None:
             raise UserError(
                 f"approach 3 needs at least {least} {what}, and there are {found}: give more runs."
             )
+    together = np.corrcoef(np.log(runs.parameters), np.log(runs.tokens))[0, 1]
+    if abs(together) > MOST_TOGETHER:
+        raise UserError(
+            "approach 3 cannot tell N from D, as all runs have nearly the same of one for the "
+            f"other (log N and log D correlate by {together:.4f}): give runs of several D of one N."
+        )
+    sizes = np.stack([np.log(runs.parameters), np.log(runs.tokens), np.ones_like(runs.losses)])
+    slopes = np.linalg.lstsq(sizes.T, np.log(runs.losses), rcond=None)[0]
+    for name, slope in zip(("N", "D"), slopes, strict=False):
+        if slope > -_LEAST_SLOPE:
+            raise _no_law(name)
+
+
+def _check_falls(theta: Float64[np.ndarray, " 5"]) -> None:
+    """Refuses a law that is none.
+
+    Raises:
+        UserError: an exponent is at its bound.
+    """
+    for name, value, (low, high) in zip(("N", "D"), theta[3:], _BOUNDS[3:], strict=True):
+        assert low is not None and high is not None
+        if not 1.01 * low < value < 0.99 * high:
+            raise _no_law(name)
+
+
+def _no_law(name: str) -> UserError:
+    return UserError(
+        f"approach 3 finds no law, as losses do not fall with {name} as powers do; give runs of a "
+        "wider range, or less noise."
+    )
 
 
 def _different(values: Float64[np.ndarray, " runs"]) -> int:
@@ -177,7 +215,7 @@ def _fit_together(runs: Runs, start: RepeatingLaw) -> RepeatingLaw:
     logs = np.log(runs.parameters).mean(), np.log(runs.tokens).mean()
 
     def made(theta: Float64[np.ndarray, " 7"]) -> RepeatingLaw:
-        of_tokens, of_parameters = np.exp(np.clip(theta[5:], -5, 20)).tolist()
+        of_tokens, of_parameters = np.exp(theta[5:]).tolist()
         return RepeatingLaw(_unsearched(theta[:5], logs), of_tokens, of_parameters)
 
     theta = np.asarray(
@@ -189,7 +227,7 @@ def _fit_together(runs: Runs, start: RepeatingLaw) -> RepeatingLaw:
         jac="3-point",
         method="L-BFGS-B",
         options={"maxiter": 1000, "maxfun": 20000, "ftol": 1e-11},
-        bounds=[*_BOUNDS, (-5, 20), (-5, 20)],
+        bounds=[*_BOUNDS, _COUNTS, _COUNTS],
     )
     return made(found.x)
 

@@ -5,9 +5,13 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from jaxllm.errors import UserError
+
 S = TypeVar("S")
 T = TypeVar("T")
 
+MOST_REFUSED = 0.2
+"""Share of samples without a fit, beyond which intervals would be of the others alone."""
 LEVEL = 0.9
 """The part of what resampled data gives that an interval holds."""
 
@@ -29,13 +33,28 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 def bootstrap(
     fit: Callable[[S], T], resample: Callable[[np.random.Generator], S], count: int, seed: int
 ) -> list[T]:
-    """Fits of `count` samples.
+    """Fits of `count` samples, of which those are left out that `fit` refuses.
 
     Args:
         fit: of a sample.
         resample: draws one.
         count: how many.
         seed: of the draws.
+
+    Raises:
+        UserError: more than a share `MOST_REFUSED` of them is refused.
     """
     rng = np.random.default_rng(seed)
-    return [fit(resample(rng)) for _ in range(count)]
+    found, refused = [], ""
+    for _ in range(count):
+        sample = resample(rng)
+        try:
+            found.append(fit(sample))
+        except UserError as error:
+            refused = str(error)
+    if len(found) < (1 - MOST_REFUSED) * count:
+        raise UserError(
+            f"how sure a fit is cannot be told, as {count - len(found)} of {count} samples of the "
+            f"runs have none ({refused.rstrip('.')}); give more runs."
+        )
+    return found

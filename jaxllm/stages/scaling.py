@@ -4,11 +4,13 @@ Nothing of it uses an accelerator but the runs of a sweep, which are processes o
 """
 
 import dataclasses
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxllm import config as configuration
@@ -17,7 +19,7 @@ from jaxllm.errors import UserError
 from jaxllm.files import write_json
 from jaxllm.reporting.report import write_report
 from jaxllm.reporting.tables import print_summary
-from jaxllm.scaling.downstream import fit_sigmoid
+from jaxllm.scaling.downstream import SigmoidLaw, fit_sigmoid
 from jaxllm.scaling.estimates import (
     APPROACHES,
     Estimate,
@@ -28,10 +30,11 @@ from jaxllm.scaling.estimates import (
     law_scores,
     residual,
 )
-from jaxllm.scaling.figures import figures
+from jaxllm.scaling.figures import figures, score_figures
+from jaxllm.scaling.frontiers import by_budget
 from jaxllm.scaling.measured import COUNTS, MeasuredRun, as_runs, joined, read_runs
 from jaxllm.stages.pretrain import PretrainConfig
-from jaxllm.stages.sweep import SweepConfig, make, numbers
+from jaxllm.stages.sweep import SweepConfig, listed, make, numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +92,13 @@ class ScalingLawConfig:
             raise ValueError("held_out: must not be negative")
         if self.unique_tokens < 0:
             raise ValueError("unique_tokens: must not be negative")
+        if self.unique_tokens and not self.repeated:
+            raise ValueError("unique_tokens: says nothing without scaling.repeated=True")
         numbers(self.budgets, "budgets")
 
     def approach_names(self) -> list[str]:
         """Those that are asked for; none: what can be."""
-        return [name.strip() for name in self.approaches.split(",") if name.strip()]
-
-    def downstream_names(self) -> list[str]:
-        """Scores that are fitted."""
-        return [name.strip() for name in self.downstream.split(",") if name.strip()]
+        return listed(self.approaches)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,25 +125,33 @@ def run(config: ScalingConfig, workdir: Path | None) -> None:
         raise UserError("--workdir is missing: give the directory to keep the laws in.")
     recorded = dataclasses.asdict(config)
     directory = RunDirectory(workdir)
-    # Nothing but the runs of a sweep goes on, and each of them checks its own configuration.
+    # Other questions may be asked of the same runs; those of a sweep check their configurations.
     directory.open(recorded, free=list(configuration.flatten(recorded)))
-    sources = [config.data.train] if config.data.train else []
+    sources = listed(config.data.train)
     if config.sweep.sizes:
+        # Sizes are counted and curves fitted here; accelerators are left to the runs.
+        jax.config.update("jax_platforms", "cpu")
         directory.begin(recorded)
-        sources.append(str(make(config.sweep, config.pretrain, workdir)))
-    measured = read_runs(",".join(sources), config.data.loss)
-    if config.data.evaluations:
-        measured = joined(measured, config.data.evaluations)
+        try:
+            sources += map(str, make(config.sweep, config.pretrain, workdir))
+        except UserError as error:
+            # A run knows its own fields only.
+            named = re.sub(r"\bconfig\.(?!sweep\.)", "config.pretrain.", str(error))
+            raise UserError(named) from error
+    measured = read_runs(sources, config.data.loss)
+    if evaluations := listed(config.data.evaluations):
+        measured = joined(measured, evaluations)
     fitted, held_out = _held_out(measured, config.scaling.held_out)
-    sigmoids = _downstream(config.scaling, measured)
+    sigmoids = _downstream(config.scaling, fitted)
     found = _estimates(config.scaling, fitted, config.scaling.count)
     scores = dict(_scores(config.scaling, fitted, held_out, found))
-    for name, drawn in sigmoids.items():
-        values = {"runs": len(drawn["losses"]), **drawn["law"]}
+    for name, (law, _) in sigmoids.items():
+        values = dataclasses.asdict(law)
         scores |= {f"scaling/downstream/{name}/{key}": value for key, value in values.items()}
     directory.begin(recorded)
     drawn = figures(fitted, held_out, found, config.scaling.count)
-    write_json(directory.scaling, drawn | {"downstream": sigmoids})
+    drawn["downstream"] = {name: each for name, (_, each) in sigmoids.items()}
+    write_json(directory.scaling, drawn)
     directory.write_summary(scores)
     report = write_report(workdir)
     print_summary(scores)
@@ -152,8 +161,17 @@ def run(config: ScalingConfig, workdir: Path | None) -> None:
 def _held_out(
     measured: Sequence[MeasuredRun], number: int
 ) -> tuple[list[MeasuredRun], list[MeasuredRun]]:
-    """The runs to fit, and so many of the most FLOPs (of these, of the most parameters)."""
-    ordered = sorted(measured, key=lambda run: (run.parameters * run.tokens, run.parameters))
+    """The runs to fit, and so many of the most FLOPs; of one budget those of the most parameters.
+
+    Runs of a budget come out a little above or below it, as they are of whole updates.
+    """
+    ordered = sorted(measured, key=lambda run: run.parameters * run.tokens)
+    budgets = by_budget(np.asarray([run.parameters * run.tokens for run in ordered]))
+    ordered = [
+        ordered[index]
+        for budget in budgets
+        for index in sorted(budget, key=lambda at: ordered[at].parameters)
+    ]
     if number >= len(ordered):
         raise UserError(
             f"config.scaling.held_out: {number} of {len(ordered)} runs leaves none to fit; hold "
@@ -201,7 +219,12 @@ def _scores(
     if "parametric" in found and all(run.embedding is not None for run in fitted):
         # Runs of one budget are not of one budget by the other count: no approach but this one.
         parametric = dataclasses.replace(config, approaches="parametric")
-        yield from law_scores(_estimates(parametric, fitted, other), f"scaling/{other}/")
+        try:
+            beside = _estimates(parametric, fitted, other)
+        except UserError as error:
+            print(f"left out, with N of {other} parameters: {error}", file=sys.stderr)
+        else:
+            yield from law_scores(beside, f"scaling/{other}/")
     unique = config.unique_tokens or np.inf
     for budget in numbers(config.budgets, "budgets"):
         yield from budget_scores(budget, found, unique)
@@ -213,30 +236,25 @@ def _scores(
 
 def _downstream(
     config: ScalingLawConfig, measured: Sequence[MeasuredRun]
-) -> dict[str, dict[str, Any]]:
-    """Of each score that is asked for what is drawn of it, and its law.
+) -> dict[str, tuple[SigmoidLaw, dict[str, Any]]]:
+    """Of each score that is asked for its law, and what is drawn.
 
     Raises:
         UserError: too few runs have it.
     """
     found = {}
-    for name in config.downstream_names():
-        runs = [run for run in measured if name in run.scores]
-        if not runs:
+    for name in listed(config.downstream):
+        having = [run for run in measured if name in run.scores]
+        if not having:
             known = sorted({key for run in measured for key in run.scores})
             raise UserError(
                 f"config.scaling.downstream: no run has {name}; they have {', '.join(known)}."
             )
-        losses = np.asarray([run.loss for run in runs])
-        scores = np.asarray([run.scores[name] for run in runs])
+        runs = as_runs(having, config.count)
+        scores = np.asarray([run.scores[name] for run in having])
         try:
-            law = fit_sigmoid(losses, scores)
+            law = fit_sigmoid(runs.losses, scores)
         except UserError as error:
             raise UserError(f"config.scaling.downstream: {name}: {error}") from None
-        found[name] = {
-            "losses": losses.tolist(),
-            "scores": scores.tolist(),
-            "flops": as_runs(runs, config.count).flops.tolist(),
-            "law": dataclasses.asdict(law),
-        }
+        found[name] = law, score_figures(runs, scores, law)
     return found

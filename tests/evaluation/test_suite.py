@@ -81,6 +81,14 @@ def test_length_normalisation_is_by_bytes_of_the_choice(prepared, fake, jsonl):
     assert (found["evaluate/a/score"], found["evaluate/a/acc_norm"]) == (0, 1)
 
 
+def test_how_probable_the_right_choice_is_among_the_others(prepared, fake, jsonl):
+    record = {"query": "q", "choices": ["a", "b", "c"], "gold": 1}
+    model = fake(lambda _, text: {" a": -800.0, " b": -801.0, " c": -5000.0}[text])
+    found = scores(measure(prepared(tasks=jsonl("a", record)), model, (0,)))
+    assert found["evaluate/a/score"] == 0
+    assert found["evaluate/a/gold_probability"] == pytest.approx(1 / (1 + math.e))
+
+
 def test_examples_stand_before_the_question_and_are_told(prepared, fake):
     tasks = prepared(tasks="builtin:arithmetic:20", most_shots=2)
     model = fake()

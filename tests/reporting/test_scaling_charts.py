@@ -20,11 +20,11 @@ def test_what_there_is_is_drawn():
         "flops": 1e18,
         "parameters": [1e7, 1e8, 1e9],
         "losses": [3.2, 3.0, 3.3],
-        "parabola": {"best": 1e8, "least": 3.0, "curvature": 0.05},
-        "has_minimum": True,
+        "fitted": [[1e7, 1e9], [3.2, 3.3]],
+        "minimum": [1e8, 3.0],
     }
     assert titles(profiles=[profile]) == ["IsoFLOP profiles: loss, nats a token, by parameters"]
-    curve = {"parameters": 1e7, "tokens": [1e8, 1e9], "losses": [4.0, 3.0]}
+    curve = {"parameters": 1e7, "flops": [6e15, 6e16], "losses": [4.0, 3.0]}
     (title,) = titles(curves=[curve], points={"envelope": LINE | {"losses": [4.0, 3.0]}})
     assert title.startswith("Training curves and their envelope")
     (title,) = titles(optima={"envelope": LINE}, count="non_embedding")
@@ -34,8 +34,8 @@ def test_what_there_is_is_drawn():
 
 
 def test_a_score_is_drawn_by_loss_and_by_flops():
-    law = {"floor": 0.2, "ceiling": 0.9, "middle": 3.0, "width": 0.3}
-    score = {"losses": [2.0, 4.0], "scores": [0.9, 0.2], "flops": [1e19, 1e18], "law": law}
+    score = {"losses": [2.0, 4.0], "scores": [0.9, 0.2], "flops": [1e19, 1e18]}
+    score["fitted"] = [[2.0, 4.0], [0.9, 0.2]]
     assert titles(downstream={"copa": score, "copa/<b>": score}) == [
         "copa, by loss",
         "copa, by FLOPs",

@@ -85,11 +85,18 @@ def test_resampled_profiles_keep_their_sizes_and_scatter_as_much(isoflop_runs):
     rng = np.random.default_rng(0)
     drawn = [resampled_profiles(found, rng)[0] for _ in range(400)]
     np.testing.assert_array_equal(drawn[0].runs.parameters, found[0].runs.parameters)
-    fitted = found[0].parabola.loss(found[0].runs.parameters)
+    residuals = [each.runs.losses - each.parabola.loss(each.runs.parameters) for each in found]
+    fitted = found[0].runs.losses - residuals[0]
     spread = np.std([each.runs.losses - fitted for each in drawn])
-    residuals = found[0].runs.losses - fitted
-    # Three numbers of the parabola took their share of the scatter of six.
+    # Three numbers of each parabola took their share of the scatter of six.
     assert spread == pytest.approx(np.sqrt(2) * np.std(residuals), rel=0.1)
+
+
+def test_three_sizes_do_not_tell_how_sure_a_parabola_is(isoflop_runs):
+    found = profiles(isoflop_runs(0.005, budgets=3, sizes=3))
+    through_minima(found)
+    with pytest.raises(UserError, match="goes through three sizes exactly"):
+        resampled_profiles(found, np.random.default_rng(0))
 
 
 def test_a_parabola_of_a_line_has_no_minimum():

@@ -85,3 +85,16 @@ def test_what_is_read_again_counts_less_and_less():
 def test_what_is_new_counts_whole():
     np.testing.assert_allclose(effective(np.asarray([1.0, 3.0]), 3.0, 5.0), [1.0, 3.0])
     assert effective(3.0 * (1 + 1e-6), 3.0, 5.0) == pytest.approx(3.0 * (1 + 1e-6), rel=1e-11)
+
+
+def test_the_best_of_repeated_text_is_the_least_of_what_can_be_had():
+    law, flops, unique = REPEATING["muennighoff"], 1e22, 1e10
+    found = law.optimum(flops, unique)
+    assert FLOPS_PER_PARAMETER * found.parameters * found.tokens == pytest.approx(flops)
+    sizes = found.parameters * np.exp(np.linspace(-1, 1, 2001))
+    tokens = flops / (FLOPS_PER_PARAMETER * sizes)
+    losses = law.loss(sizes, tokens, np.minimum(unique, tokens))
+    assert sizes[np.argmin(losses)] == pytest.approx(found.parameters, rel=2e-3)
+    # With too little text it is better to read it again than to have more parameters (section 5).
+    assert found.parameters < law.law.optimum(flops).parameters
+    np.testing.assert_allclose(law.optimum(1e18, np.inf), law.law.optimum(1e18), rtol=1e-4)

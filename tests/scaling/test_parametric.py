@@ -9,7 +9,7 @@ from scipy.optimize import check_grad
 from jaxllm.errors import UserError
 from jaxllm.scaling.laws import PARAMETRIC, REPEATING
 from jaxllm.scaling.parametric import NEVER_LESS, _huber_loss, fit_parametric, fit_repeating
-from jaxllm.scaling.runs import Runs, resampled
+from jaxllm.scaling.runs import Runs, resampled, runs_once
 from jaxllm.scaling.uncertainty import bootstrap, interval
 
 
@@ -77,6 +77,22 @@ def test_the_gradient_of_the_loss(grid_runs):
 def test_too_little_to_fit_is_told(grid_runs, change, told):
     with pytest.raises(UserError, match=told):
         fit_parametric(change(grid_runs(0.0, sizes=6, budgets=5)))
+
+
+def test_tokens_in_step_with_parameters_are_told(law):
+    sizes = np.geomspace(1e7, 1e9, 8)
+    with pytest.raises(UserError, match=r"cannot tell N from D.* correlate by 1\.0000"):
+        fit_parametric(runs_once(sizes, 20 * sizes, law.loss(sizes, 20 * sizes)))
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [np.full(30, 3.0), 3 + np.random.default_rng(0).random(30), np.linspace(2, 3, 30)],
+    ids=["all the same", "at random", "rising with N"],
+)
+def test_losses_that_do_not_fall_are_told(grid_runs, losses):
+    with pytest.raises(UserError, match="finds no law, as losses do not fall with"):
+        fit_parametric(grid_runs(0.0, sizes=6, budgets=5)._replace(losses=losses))
 
 
 @pytest.fixture(scope="module")

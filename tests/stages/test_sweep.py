@@ -1,15 +1,11 @@
 """Sweeps: runs are planned, made as processes, found again, and what fails is told."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 
 import pytest
 
 from jaxllm import trees
-from jaxllm.errors import Preempted, UserError
+from jaxllm.errors import UserError
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.families import architecture
 from jaxllm.models.transformer import param_shapes
@@ -46,96 +42,24 @@ def test_what_follows_from_a_size_and_a_budget():
     assert [run.config.model.heads for run in planned[:2]] == [1, 2]
 
 
-@pytest.fixture
-def started(monkeypatch):
-    """Runs are small programs rather than trainings; which began, with their slots, in order."""
-    began = []
-
-    def start(name, config, folder, slot, slots):
-        began.append((name, slot))
-        (folder / name).mkdir(exist_ok=True)
-        with (folder / f"{name}.log").open("a") as log:
-            return subprocess.Popen([sys.executable, "-c", config["code"]], stderr=log, cwd=folder)
-
-    monkeypatch.setattr(sweep, "_started", start)
-    monkeypatch.setattr(sweep, "_POLL_SECONDS", 0.01)
-    return began
-
-
-def program(name, end="", before=""):
-    done = f"open('{name}/summary.json', 'w').write('{{\"a\": 1}}')"
-    return {"code": f"import sys, time\n{before}\n{end or done}"}
-
-
-def test_what_is_done_is_not_made_again(started, tmp_path):
-    configs = {name: program(name) for name in "abc"}
-    sweep._run_all(configs, tmp_path, 1)
-    assert [name for name, _ in started] == ["a", "b", "c"]
-    (tmp_path / "b" / "summary.json").unlink()
-    sweep._run_all(configs, tmp_path, 1)
-    assert [name for name, _ in started] == ["a", "b", "c", "b"]
-
-
-def test_two_at_once_have_a_slot_each(started, tmp_path):
-    met = (
-        "open('{}.here', 'w')\nwhile not __import__('os').path.exists('{}.here'): time.sleep(0.01)"
-    )
-    configs = {
-        "a": program("a", before=met.format("a", "b")),
-        "b": program("b", before=met.format("b", "a")),
-        "c": program("c"),
-    }
-    sweep._run_all(configs, tmp_path, 2)
-    assert [slot for _, slot in started[:2]] == [0, 1]
-    assert len(started) == 3
+@pytest.mark.parametrize("size", ["2x100", "2x64x5"])
+def test_a_size_that_cannot_be_is_told(size, tmp_path):
+    with pytest.raises(UserError, match=rf"config\.sweep\.sizes: {size} with \d heads"):
+        sweep.make(SweepConfig(sizes=f"2x32,{size}", budgets="1e10"), BASE, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("end", "error", "told"),
+    ("fields", "told"),
     [
-        ("sys.exit('jaxllm: config.x: is wrong')", RuntimeError, "a ended with 1; see .*a.log"),
-        (
-            "print('jaxllm: config.x: is wrong', file=sys.stderr); sys.exit(2)",
-            UserError,
-            "a: config.x",
-        ),
-        ("print('jaxllm: stopped', file=sys.stderr); sys.exit(75)", Preempted, "a: stopped"),
+        ({"sizes": "1x32,1x32", "budgets": "1e9"}, "sizes: 1x32 stands there twice"),
+        ({"sizes": "1x32", "budgets": "0"}, "budgets: '0' is no number above 0"),
+        ({"sizes": "1x32", "budgets": "1e9", "at_once": 0}, "at_once: must be at least 1"),
     ],
 )
-def test_a_run_that_fails_ends_the_sweep(started, tmp_path, end, error, told):
-    configs = {"a": program("a", end), "b": program("b")}
-    with pytest.raises(error, match=told):
-        sweep._run_all(configs, tmp_path, 1)
-    assert [name for name, _ in started] == ["a"]
-
-
-def test_what_ends_the_sweep_ends_its_runs(started, tmp_path, monkeypatch):
-    process = []
-
-    def stop(seconds):
-        process.append(time.monotonic())
-        if len(process) > 3:
-            raise Preempted("stopped by SIGTERM")
-
-    monkeypatch.setattr(sweep.time, "sleep", stop)
-    with pytest.raises(Preempted):
-        sweep._run_all({"a": program("a", before="time.sleep(60)")}, tmp_path, 1)
-    assert not (tmp_path / "a" / "summary.json").exists()
-    assert time.monotonic() - process[0] < 30
-
-
-def test_runs_share_cores_and_gpus(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,5")
-    assert sweep._share_of_gpus(1, 2) == {"CUDA_VISIBLE_DEVICES": "1,3"}
-    assert sweep._share_of_gpus(0, 1) == {}
-    if hasattr(os, "sched_getaffinity"):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-        given = []
-        monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: given.append(cores))
-        sweep._share_of_cores(1, 2)()
-        assert given == [[1]]
-        assert sweep._share_of_cores(0, 1) is None
-        assert sweep._share_of_cores(3, 4) is None
+def test_a_sweep_that_cannot_be_is_told(fields, told):
+    with pytest.raises(ValueError, match=told):
+        SweepConfig(**fields)
 
 
 @pytest.mark.slow
@@ -170,3 +94,10 @@ def test_a_sweep_of_two_sizes(command, corpus, compiled, tmp_path, monkeypatch):
     assert again.code == 0
     assert again.err.count("done") == 6
     assert "run 1 of" not in again.err
+    changed = command("scaling", tmp_path / "laws", **fields | {"pretrain.batch_size": 8})
+    assert changed.code == 2
+    assert "holds a run of another configuration" in changed.err
+    assert "config.pretrain.batch_size: was 4, now 8" in changed.err
+    fewer = command("scaling", tmp_path / "laws", **fields | {"sweep.sizes": "1x16x2,1x24x2"})
+    assert fewer.code == 2
+    assert "approach 3 needs at least 6 runs, and there are 4" in fewer.err
