@@ -57,7 +57,7 @@ def run_all(configs: Mapping[str, Any], folder: Path, at_once: int) -> None:
                     del running[slot]
                     if process.returncode:
                         failed[name] = process.returncode
-                        _tell(f"{folder / name}: {_error(process.returncode, folder, name)}")
+                        _tell(str(_error(process.returncode, folder, name)))
     finally:  # a signal to this process, too
         for _, process in running.values():
             process.terminate()

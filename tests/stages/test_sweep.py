@@ -65,6 +65,7 @@ def test_a_sweep_that_cannot_be_is_told(fields, told):
 @pytest.mark.slow
 def test_a_sweep_of_two_sizes(command, corpus, compiled, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device
     fields = {
         "pretrain.data.train": corpus,
         "pretrain.data.eval_fraction": 0.2,
