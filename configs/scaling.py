@@ -7,9 +7,9 @@
     python -m jaxllm.main --config=configs/scaling.py:sweep --workdir=runs/sweep
 
 The first reads a table with columns for N, D (or C) and loss, the second runs of `pretrain`; both
-take a minute or two. The third trains the runs itself: models of 57 thousand to 5 million parameters,
-with budgets of 1e12 to 1.2e13 FLOPs, on at most 4 epochs of `builtin:pydocs`, two at a time; what
-is done is not done again, and what was cut off goes on (docs/scaling.md).
+take a minute or two. The third trains the runs itself: models of 57 thousand to 5 million
+parameters, with budgets of 1e12 to 1.2e13 FLOPs, on at most 4 epochs of `builtin:pydocs`, two at a
+time; what is done is not done again, and what was cut off goes on (docs/scaling.md).
 """
 
 from ml_collections import ConfigDict
