@@ -218,16 +218,16 @@ def through_minima(found: Sequence[Profile]) -> Frontier:
 
 
 def resampled_profiles(found: Sequence[Profile], rng: np.random.Generator) -> list[Profile]:
-    """The same sizes, with losses as their parabola has it and residuals drawn with replacement
-    from those of all budgets, larger by √(n/(n-3p)) for the three numbers that each of p parabolas
-    took from n runs.
+    """The same sizes, with losses as their parabola has it but for a share, drawn with replacement
+    from the shares by which runs of all budgets are off it, larger by √(n/(n-3p)) for the three
+    numbers that each of p parabolas took from n runs.
 
     Runs drawn themselves would leave too few sizes for a parabola, and of a few sizes alone
     residuals are too few.
     """
     fitted = [np.asarray(each.parabola.loss(each.runs.parameters)) for each in found]
     residuals = np.concatenate(
-        [each.runs.losses - losses for each, losses in zip(found, fitted, strict=True)]
+        [each.runs.losses / losses - 1 for each, losses in zip(found, fitted, strict=True)]
     )
     left = len(residuals) - 3 * len(found)
     if left < 1:
@@ -238,7 +238,7 @@ def resampled_profiles(found: Sequence[Profile], rng: np.random.Generator) -> li
     scale = np.sqrt(len(residuals) / left)
     drawn = []
     for (flops, runs, _), losses in zip(found, fitted, strict=True):
-        again = losses + scale * rng.choice(residuals, len(losses))
+        again = losses * (1 + scale * rng.choice(residuals, len(losses)))
         parabola = parabola_through(runs.parameters, again)
         drawn.append(Profile(flops, runs._replace(losses=again), parabola))
     return drawn

@@ -85,11 +85,11 @@ def test_resampled_profiles_keep_their_sizes_and_scatter_as_much(isoflop_runs):
     rng = np.random.default_rng(0)
     drawn = [resampled_profiles(found, rng)[0] for _ in range(400)]
     np.testing.assert_array_equal(drawn[0].runs.parameters, found[0].runs.parameters)
-    residuals = [each.runs.losses - each.parabola.loss(each.runs.parameters) for each in found]
-    fitted = found[0].runs.losses - residuals[0]
-    spread = np.std([each.runs.losses - fitted for each in drawn])
+    fitted = [each.parabola.loss(each.runs.parameters) for each in found]
+    shares = [each.runs.losses / losses - 1 for each, losses in zip(found, fitted, strict=True)]
+    spread = np.std([each.runs.losses / fitted[0] - 1 for each in drawn])
     # Three numbers of each parabola took their share of the scatter of six.
-    assert spread == pytest.approx(np.sqrt(2) * np.std(residuals), rel=0.1)
+    assert spread == pytest.approx(np.sqrt(2) * np.std(shares), rel=0.1)
 
 
 def test_three_sizes_do_not_tell_how_sure_a_parabola_is(isoflop_runs):
