@@ -88,7 +88,8 @@ def read_runs(sources: Sequence[str], loss: str) -> list[MeasuredRun]:
                 runs = [_of_directory(path, loss)]
             else:
                 runs = [_of_directory(each, loss) for each in _finished(path)]
-            found |= {run.name: run for run in runs}
+            for run in runs:
+                found.setdefault(str(Path(run.name).resolve()), run)
     if not found:
         raise UserError(
             "config.data.train: name runs, as in runs/mine/*, or a table, as in runs.csv."
@@ -186,7 +187,7 @@ def _of_directory(path: Path, loss: str) -> MeasuredRun:
     each = tokens / scores["train/steps"]
     learnt = series(read_metrics(run.metrics), loss)
     return MeasuredRun(
-        str(path.resolve()),
+        str(path),
         scores["model/parameters"],
         scores.get("model/embedding_parameters"),
         tokens,

@@ -136,7 +136,7 @@ def run(config: ScalingConfig, workdir: Path | None) -> None:
             sources += map(str, make(config.sweep, config.pretrain, workdir))
         except UserError as error:
             # A run knows its own fields only.
-            named = re.sub(r"\bconfig\.(?!sweep\.)", "config.pretrain.", str(error))
+            named = re.sub(r"\bconfig\.(?!sweep\.|json\b)", "config.pretrain.", str(error))
             raise UserError(named) from error
     measured = read_runs(sources, config.data.loss)
     if evaluations := listed(config.data.evaluations):
