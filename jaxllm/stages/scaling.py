@@ -216,15 +216,16 @@ def _scores(
     yield "scaling/sizes", float(len(np.unique(runs.parameters)))
     yield from law_scores(found)
     other = next(name for name in COUNTS if name != config.count)
-    if "parametric" in found and all(run.embedding is not None for run in fitted):
-        # Runs of one budget are not of one budget by the other count: no approach but this one.
-        parametric = dataclasses.replace(config, approaches="parametric")
-        try:
-            beside = _estimates(parametric, fitted, other)
-        except UserError as error:
-            print(f"left out, with N of {other} parameters: {error}", file=sys.stderr)
-        else:
-            yield from law_scores(beside, f"scaling/{other}/")
+    if all(run.embedding is not None for run in fitted):
+        # Runs of one budget are not of one budget by the other count: not approach 2.
+        for approach in (name for name in found if name != "isoflop"):
+            alone = dataclasses.replace(config, approaches=approach)
+            try:
+                beside = _estimates(alone, fitted, other)
+            except UserError as error:
+                print(f"left out, with N of {other} parameters: {error}", file=sys.stderr)
+            else:
+                yield from law_scores(beside, f"scaling/{other}/")
     unique = config.unique_tokens or np.inf
     for budget in numbers(config.budgets, "budgets"):
         yield from budget_scores(budget, found, unique)

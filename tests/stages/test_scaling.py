@@ -72,6 +72,24 @@ def test_the_law_of_a_table_and_what_it_makes_of_a_budget(fitted):
         assert title in page
 
 
+def test_curves_give_the_envelope_by_both_counts(fitted, tmp_path):
+    lines = ["run,N,D,loss,embedding_parameters"]
+    for size in np.geomspace(1e8, 1e10, 6):
+        for tokens in 20 * size * np.geomspace(1 / 30, 30, 60):
+            loss = LAW.loss(size, tokens)
+            lines.append(f"{size:g},{size},{tokens},{loss},{0.1 * size}")
+    path = tmp_path / "curves.csv"
+    path.write_text("\n".join(lines) + "\n")
+    result, folder = fitted(data__train=path, scaling__approaches="envelope")
+    assert result.code == 0, result.err
+    scores = json.loads((folder / "summary.json").read_text())
+    assert scores["scaling/envelope/a"] == pytest.approx(LAW.exponents[0], abs=0.02)
+    # A share of all parameters scales as they do.
+    assert scores["scaling/non_embedding/envelope/a"] == pytest.approx(
+        scores["scaling/envelope/a"], abs=0.005
+    )
+
+
 def test_the_same_again_is_the_same(fitted):
     first, folder = fitted(scaling__approaches="isoflop")
     before = (folder / "summary.json").read_text()
