@@ -17,6 +17,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from jaxllm.checkpoints.run_directory import RunDirectory
 from jaxllm.reporting import quantities
@@ -70,7 +71,8 @@ def _laws(scores: Mapping[str, float]) -> Iterator[str]:
             path = f"scaling/{count}{name}"
             low, high = scores[f"{path}/low"], scores[f"{path}/high"]
             yield f"| {count}{name} | {scores[path]:.4g} | {low:.4g} | {high:.4g} |"
-    for approach in ("envelope", "isoflop", "parametric", "non_embedding/parametric"):
+    approaches = ("envelope", "isoflop", "parametric")
+    for approach in (*approaches, *(f"non_embedding/{name}" for name in approaches)):
         path = f"scaling/{approach}/a"
         if path in scores:
             low, high = scores[f"{path}_low"], scores[f"{path}_high"]
@@ -110,6 +112,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         if points := found["points"].get(name):
             sizes.plot(points["flops"], points["parameters"], "o", color=f"C{number}")
     sizes.set_yscale("log")
+    sizes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    sizes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    sizes.yaxis.set_minor_formatter(NullFormatter())
     _label(sizes, "the best size of a budget", "FLOPs")
     for number, (name, part) in enumerate(found["predicted"].items()):
         against.plot(part["measured"], part["predicted"], "o", color=f"C{number}", label=name)
@@ -117,11 +122,13 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     against.plot(ends, ends, color="0.7", zorder=0)
     _label(against, "loss by the law, beside measured", "")
     against.set_xscale("linear")
+    against.set_xlabel("measured")
     figure.savefig(path, dpi=100)
 
 
 def _label(axes: Axes, title: str, label: str) -> None:
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
