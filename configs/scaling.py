@@ -7,7 +7,7 @@
     python -m jaxllm.main --config=configs/scaling.py:sweep --workdir=runs/sweep
 
 The first reads a table with columns for N, D (or C) and loss, the second runs of `pretrain`; both
-take a minute or two. The third trains the runs itself: models of 57 thousand to 5 million
+take a minute or two. The third trains the runs itself: models of 60 thousand to 5 million
 parameters, with budgets of 1e12 to 8e12 FLOPs, on at most 4 epochs of `builtin:pydocs`, two at a
 time; what is done is not done again, and what was cut off goes on (docs/scaling.md).
 """
@@ -44,7 +44,7 @@ def sweep(config: ConfigDict) -> None:
     runs.optimizer.schedule = "linear"
     runs.optimizer.warmup_steps = 20
     runs.optimizer.final_fraction = 0.0
-    # Of the curves; the whole text would take three times as long as the training.
+    # Of the curves; all of the text would take longer than the training.
     runs.eval.max_batches = 16
     runs.checkpoint.every = 1000
     runs.references = False

@@ -59,7 +59,7 @@ def _runs(folder: Path) -> Iterator[str]:
         cells = [f"{losses[size][b]:.4f}" if b in losses[size] else "" for b in budgets]
         yield f"| {size} | {quantities.count(sizes[size])} | " + " | ".join(cells) + " |"
     yield ""
-    yield f"{quantities.duration(seconds)} on a core in all."
+    yield f"{quantities.duration(seconds)} in all, run after run."
 
 
 def _laws(scores: Mapping[str, float]) -> Iterator[str]:

@@ -55,7 +55,7 @@ def test_profiles(isoflop_runs, law):
 @pytest.mark.slow
 def test_parametric_laws(grid_runs, law):
     hits, apart = covered(
-        lambda seed: grid_runs(NOISE, seed),
+        lambda seed: grid_runs(NOISE, seed, sizes=20, budgets=20),  # 400, as Hoffmann et al. had
         # The true law is where to search from: what the grid of starts finds is tested elsewhere.
         lambda runs, found: fit_parametric(runs, found or law),
         resampled,
